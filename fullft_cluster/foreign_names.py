@@ -1,0 +1,96 @@
+"""Keys of other trainers' configurations, and what to write here instead.
+
+From transformers.TrainingArguments, TRL, axolotl, LLaMA-Factory, torchtune, LLM-foundry and DeepSpeed, lower case.
+`yaml_struct.check` looks here before it guesses at spelling.
+"""
+
+from __future__ import annotations
+
+_PLANNED = "The planner computes it from the global batch; `fullft-cluster plan` shows it."
+_MICRO = "Write resources.micro_batch_size (sequences a GPU computes at once)."
+_SEQ = "Write train.seq_len."
+_MODEL = "Write model (a preset, a hub id or a path) at the top level, and weights where they lie elsewhere."
+_DATA = "Write data.train, the path of a .jsonl file."
+_CHECKPOINTING = "Write resources.activation_checkpointing."
+_OUTPUT = "Write output.runs_dir; the run gets a directory of its own in it."
+_PRECISION = "Write train.precision: bf16 or fp32."
+_ZERO = "ZeRO-3 is always on, and its settings come from the plan; `fullft-cluster render` shows them."
+_LORA = "Every weight is trained here; for adapters (LoRA, QLoRA) use PEFT or TRL."
+
+FOREIGN_NAMES: dict[str, str] = {
+    "per_device_train_batch_size": _MICRO,
+    "per_gpu_train_batch_size": _MICRO,
+    "train_micro_batch_size_per_gpu": _MICRO,
+    "device_train_microbatch_size": _MICRO,
+    "micro_batch": _MICRO,
+    "batch_size": "Write train.global_batch_size (sequences an optimizer step, over all GPUs).",
+    "train_batch_size": "Write train.global_batch_size (sequences an optimizer step, over all GPUs).",
+    "global_train_batch_size": "Write train.global_batch_size.",
+    "gradient_accumulation_steps": _PLANNED,
+    "grad_accum": _PLANNED,
+    "num_train_epochs": "Write train.epochs.",
+    "num_epochs": "Write train.epochs.",
+    "max_train_steps": "Write train.max_steps.",
+    "lr": "Write train.learning_rate.",
+    "warmup_steps": "Write train.warmup_ratio (a share of all steps).",
+    "lr_scheduler_type": "The schedule is a linear warmup, then a cosine; train.warmup_ratio sets the warmup.",
+    "lr_scheduler": "The schedule is a linear warmup, then a cosine; train.warmup_ratio sets the warmup.",
+    "max_seq_length": _SEQ,
+    "max_seq_len": _SEQ,
+    "max_length": _SEQ,
+    "sequence_len": _SEQ,
+    "sequence_length": _SEQ,
+    "cutoff_len": _SEQ,
+    "block_size": _SEQ,
+    "model_max_length": _SEQ,
+    "model_name_or_path": _MODEL,
+    "model_name": _MODEL,
+    "base_model": _MODEL,
+    "pretrained_model_name_or_path": _MODEL,
+    "tokenizer": "The tokenizer comes with the weights.",
+    "tokenizer_name_or_path": "The tokenizer comes with the weights.",
+    "device_map": "Take it out: ZeRO-3 places the shards itself and refuses a device_map.",
+    "dataset": _DATA,
+    "datasets": _DATA,
+    "dataset_name": _DATA,
+    "data_path": _DATA,
+    "train_file": _DATA,
+    "packing": "Sequences are always packed.",
+    "sample_packing": "Sequences are always packed.",
+    "gradient_checkpointing": _CHECKPOINTING,
+    "recompute": _CHECKPOINTING,
+    "gradient_clipping": "Write train.max_grad_norm.",
+    "max_grad_norm": "Write train.max_grad_norm.",
+    "bf16": _PRECISION,
+    "fp16": "fp16 is not offered: it needs loss scaling. Write train.precision: bf16.",
+    "torch_dtype": _PRECISION,
+    "dtype": _PRECISION,
+    "mixed_precision": _PRECISION,
+    "optim": "The optimizer is AdamW; train.weight_decay and train.learning_rate set it.",
+    "optimizer": "The optimizer is AdamW; train.weight_decay and train.learning_rate set it.",
+    "output_dir": _OUTPUT,
+    "save_folder": _OUTPUT,
+    "logging_steps": "Write output.log_steps.",
+    "save_interval": "Write output.save_steps.",
+    "deepspeed": _ZERO,
+    "zero_optimization": _ZERO,
+    "fsdp": _ZERO,
+    "fsdp_config": _ZERO,
+    "offload_optimizer": "Write resources.offload: optimizer.",
+    "cpu_offload": "Write resources.offload: optimizer.",
+    "offload_param": "Only the optimizer is offloaded. Write resources.offload: optimizer.",
+    "num_gpus": "Write resources.gpus.",
+    "n_gpus": "Write resources.gpus.",
+    "nnodes": "Write resources.nodes.",
+    "num_nodes": "Write resources.nodes.",
+    "nproc_per_node": "Write resources.gpus_per_node.",
+    "world_size": "Write resources.gpus.",
+    "ntasks_per_node": "One task a node starts that node's workers. Write resources.gpus_per_node.",
+    "gres": "Write slurm.gpus_per_node, or leave it to the plan.",
+    "lora_r": _LORA,
+    "peft_config": _LORA,
+    "load_in_4bit": _LORA,
+    "load_in_8bit": _LORA,
+    "use_lora": _LORA,
+    "adapter": _LORA,
+}
