@@ -1,0 +1,132 @@
+"""The noun Config: what a user may say about a run, typed and closed. `config_load` reads it from its sources."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from fullft_cluster.plan import Frozen, Offload, Precision
+
+Positive = Annotated[int, Meta(ge=1)]
+NonNegative = Annotated[float, Meta(ge=0)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+
+
+class DataConfig(Frozen):
+    """What is learnt from."""
+
+    train: str | None = None
+    """Path of a .jsonl file: a row has `text`, or `prompt`+`completion`, or `question`+`answer`."""
+    cache_dir: str | None = None
+    """Where prepared (tokenised and packed) data is kept; default `.cache` in runs_dir. Must be on the shared file system."""
+
+
+class TrainConfig(Frozen):
+    """The mathematics: a change here changes the loss curve."""
+
+    seq_len: Positive = 2048
+    """Tokens in a packed sequence."""
+    global_batch_size: Positive | None = None
+    """Sequences an optimizer step; default the planner's choice between 32 and 128."""
+    learning_rate: Annotated[float, Meta(gt=0)] | None = None
+    """Peak learning rate; default by model size: 1e-5 for 7B down to 1e-6 for 65B."""
+    epochs: Positive | None = None
+    """Passes over the data; default by rows: 3 under 10k, 2 to 100k, 1 above."""
+    max_steps: Positive | None = None
+    """Stop after this many optimizer steps, whatever `epochs` says."""
+    warmup_ratio: Fraction = 0.03
+    """Share of the steps in which the learning rate rises linearly; then it falls as a cosine to 0."""
+    weight_decay: NonNegative = 0.01
+    """AdamW's decoupled decay; not on norms and biases."""
+    max_grad_norm: Annotated[float, Meta(gt=0)] = 1.0
+    """Gradients are clipped to this global norm."""
+    seed: Annotated[int, Meta(ge=0, lt=2**31)] = 42
+    """Of the data order and of random weights."""
+    precision: Precision = "bf16"
+    """bf16 with fp32 master weights; fp32 for exact tests on CPUs."""
+
+
+class ResourcesConfig(Frozen):
+    """The execution: a change here must not change the loss curve beyond rounding."""
+
+    nodes: Positive | None = None
+    gpus_per_node: Positive | None = None
+    gpus: Positive | None = None
+    """Exactly this many GPUs; default the fewest that fit."""
+    max_gpus: Positive | None = None
+    """At most this many GPUs."""
+    micro_batch_size: Positive | None = None
+    """Sequences a GPU computes at once; default the largest that fits."""
+    activation_checkpointing: bool | None = None
+    """Recompute activations in the backward pass; default on, off only when asked."""
+    offload: Offload = "none"
+    """`optimizer` keeps optimizer states in host memory: fewer GPUs, slower steps."""
+
+
+class OutputConfig(Frozen):
+    """The run directory."""
+
+    runs_dir: str = "runs"
+    """Directory of the run directories; on the shared file system of the cluster."""
+    save_steps: Positive = 100
+    """Optimizer steps between checkpoints (one is also saved at each stop and at the end)."""
+    save_total_limit: Positive = 2
+    """Committed checkpoints that are kept."""
+    log_steps: Positive = 1
+    """Optimizer steps between lines of metrics.jsonl."""
+
+
+class SlurmConfig(Frozen):
+    """Options of sbatch, by sbatch's names."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    reservation: str | None = None
+    exclude: str | None = None
+    time: str = "24:00:00"
+    """Time limit of one attempt; a longer run is requeued and goes on."""
+    gpus_per_node: str | None = None
+    """sbatch --gpus-per-node; default `TYPE:COUNT` with the cluster profile's type and the plan's count."""
+    cpus_per_task: Positive | None = None
+    """CPUs of the one task per node; default the plan's share of the node."""
+    mem: str | None = None
+    """Memory per node as sbatch takes it; default what the plan says the host needs."""
+    exclusive: bool = False
+    prepare_partition: str | None = None
+    """Partition of the data preparation job (no GPUs); default `partition`."""
+    prepare_time: str = "04:00:00"
+    prepare_cpus: Positive = 8
+    prepare_mem: str = "32G"
+
+
+class SurvivalConfig(Frozen):
+    """When a run is given up."""
+
+    max_failures: Annotated[int, Meta(ge=0)] = 3
+    """Failures in a row without a newly committed checkpoint, after which the run stops."""
+    hang_seconds: Positive = 1800
+    """Workers whose heartbeat stands still for this long are ended and the attempt counts as a hang."""
+
+
+class Config(Frozen):
+    """All of it. Precedence of the sources: flag > --set > YAML > cluster profile > default."""
+
+    model: str | None = None
+    """A preset (7b, 13b, 30b, 65b, tiny, small), a path to a config.json or its directory, or a hub id."""
+    weights: str | None = None
+    """A local path, a hub id, or `random`; default the hub id (or `random`) that the preset names."""
+    cluster: str | None = None
+    """Name of a cluster profile in configs/clusters, or a path to one; default a100-80gb, and `local` on --backend local."""
+    backend: Literal["local", "slurm"] | None = None
+    name: str | None = None
+    """Name of the run; default made of model and data."""
+    data: DataConfig = msgspec.field(default_factory=DataConfig)
+    train: TrainConfig = msgspec.field(default_factory=TrainConfig)
+    resources: ResourcesConfig = msgspec.field(default_factory=ResourcesConfig)
+    output: OutputConfig = msgspec.field(default_factory=OutputConfig)
+    slurm: SlurmConfig = msgspec.field(default_factory=SlurmConfig)
+    survival: SurvivalConfig = msgspec.field(default_factory=SurvivalConfig)

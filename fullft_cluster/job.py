@@ -1,0 +1,176 @@
+"""The noun Job: a Plan with everything that rendering needs. Pure: made from nouns, knows no cluster and no clock."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from fullft_cluster.config import Config
+from fullft_cluster.config_load import Resolved, to_yaml
+from fullft_cluster.errors import Problem, UsageError
+from fullft_cluster.hardware import Cluster
+from fullft_cluster.plan import Frozen, Plan
+from fullft_cluster.quoting import check_name, check_text
+from fullft_cluster.units import slurm_time_seconds
+
+
+class SlurmJob(Frozen):
+    """Values of the ``#SBATCH`` lines, by sbatch's names; None or False leaves the line out."""
+
+    time: str
+    gpus_per_node: str
+    cpus_per_task: int
+    mem: str
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    reservation: str | None
+    exclude: str | None
+    exclusive: bool
+
+
+class Job(Frozen):
+    """What is rendered and submitted."""
+
+    name: str
+    run_dir: str
+    """Absolute path."""
+    backend: str
+    plan: Plan
+    config_yaml: str
+    """config.yaml, byte for byte."""
+    python: str
+    """Absolute path of the interpreter on the compute nodes."""
+    env: dict[str, str]
+    setup: tuple[str, ...]
+    """Shell lines of the cluster profile, as its author wrote them."""
+    slurm: SlurmJob | None
+
+
+_GRES = re.compile(r"(?:[A-Za-z0-9._-]+:)?[1-9][0-9]*")
+_MEM = re.compile(r"[0-9]+[KMGT]?")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)
+
+
+def make_job(resolved: Resolved, plan: Plan, run_dir: Path, python: str) -> Job:
+    """Make the job of a plan. Raises UsageError for values that cannot stand in a script."""
+    config, cluster = resolved.config, resolved.cluster
+    for value, where in ((str(run_dir), "output.runs_dir"), (python, "python")):
+        check_text(value, where)
+    if problems := list(_environment_problems(cluster)):
+        raise UsageError(problems)
+    return Job(
+        name=check_name(run_dir.name),
+        run_dir=str(run_dir),
+        backend=str(config.backend),
+        plan=plan,
+        config_yaml=to_yaml(resolved),
+        python=cluster.python or python,
+        env=dict(sorted(cluster.env.items())),
+        setup=cluster.setup,
+        slurm=_slurm_job(config, cluster, plan) if config.backend == "slurm" else None,
+    )
+
+
+def _slurm_job(config: Config, cluster: Cluster, plan: Plan) -> SlurmJob:
+    slurm = config.slurm
+    problems = list(_slurm_problems(config, plan))
+    if problems:
+        raise UsageError(problems)
+    share = plan.gpus_per_node / cluster.gpus_per_node
+    gres = f"{cluster.slurm_gpu_type}:{plan.gpus_per_node}" if cluster.slurm_gpu_type else str(plan.gpus_per_node)
+    return SlurmJob(
+        time=slurm.time,
+        gpus_per_node=slurm.gpus_per_node or gres,
+        cpus_per_task=slurm.cpus_per_task or max(1, math.floor(cluster.cpus_per_node * min(1.0, share))),
+        mem=slurm.mem or f"{math.ceil(plan.memory.host_gib_per_node)}G",
+        partition=slurm.partition,
+        account=slurm.account,
+        qos=slurm.qos,
+        constraint=slurm.constraint,
+        reservation=slurm.reservation,
+        exclude=slurm.exclude,
+        exclusive=slurm.exclusive,
+    )
+
+
+def _environment_problems(cluster: Cluster) -> list[Problem]:
+    """Return what is wrong with a profile's environment: names that no shell takes, and secrets."""
+    found = []
+    for name, value in cluster.env.items():
+        where = f"cluster profile {cluster.name}: env.{name}"
+        if not _VARIABLE.fullmatch(name):
+            found.append(Problem(where, "is not a name of an environment variable", "Use letters, digits and '_'."))
+        elif _SECRET.search(name):
+            found.append(
+                Problem(
+                    where,
+                    "looks like a secret, and the script can be read by others",
+                    f"Take it out and `export {name}=...` in your shell: sbatch hands your environment to the job.",
+                )
+            )
+        else:
+            try:
+                check_text(value, where)
+            except UsageError as error:
+                found += error.problems
+    return found
+
+
+def _slurm_problems(config: Config, plan: Plan) -> list[Problem]:
+    """Return what is wrong with the options of sbatch before SLURM is asked."""
+    slurm = config.slurm
+    found = []
+    for key in ("time", "prepare_time"):
+        value = getattr(slurm, key)
+        try:
+            seconds = slurm_time_seconds(value)
+        except ValueError as error:
+            found.append(Problem(f"slurm.{key}", str(error), "Write D-HH:MM:SS or HH:MM:SS."))
+            continue
+        if key == "time" and seconds <= plan.signal_lead_seconds:
+            found.append(
+                Problem(
+                    "slurm.time",
+                    f"{value} is not longer than the {plan.signal_lead_seconds} s that a step and a checkpoint take "
+                    "before the end",
+                    f"Write at least {_hms(2 * plan.signal_lead_seconds + 60)}.",
+                )
+            )
+    for key, pattern, example in (
+        ("gpus_per_node", _GRES, "a100:8"),
+        ("mem", _MEM, "900G"),
+        ("prepare_mem", _MEM, "32G"),
+    ):
+        value = getattr(slurm, key)
+        if value is not None and not pattern.fullmatch(value):
+            found.append(Problem(f"slurm.{key}", f"{value!r} is not what sbatch takes", f"Write for example {example}."))
+    for key in ("partition", "account", "qos", "constraint", "reservation", "exclude", "prepare_partition"):
+        value = getattr(slurm, key)
+        try:
+            if value is not None:
+                check_text(value, f"slurm.{key}")
+        except UsageError as error:
+            found += error.problems
+    return found
+
+
+def _hms(seconds: int) -> str:
+    return f"{seconds // 3600:02d}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
+
+
+def summary(plan: Plan) -> dict[str, Any]:
+    """Return the numbers of a plan that the header of a script shows."""
+    return {
+        "model": plan.model.name,
+        "parameters": plan.model.parameters,
+        "gpus": plan.gpus,
+        "gpu": plan.gpu,
+        "global_batch_size": plan.global_batch_size,
+        "expected_gib": round(plan.memory.gpu.expected_gib, 1),
+        "capacity_gib": round(plan.memory.gpu.capacity_gib, 1),
+    }

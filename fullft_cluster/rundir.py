@@ -1,0 +1,191 @@
+"""The run directory: where each file lies, and how it is written. No torch; shared by every stage and by the workers.
+
+Contract of the layout: docs/run-directory.md. Whole files are written by rename after fsync, so a reader never sees
+half of one; logs of events (attempts.jsonl, metrics.jsonl) are appended a whole line at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in a directory durable (a rename is not, until its directory is synced)."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a whole file: temporary name, fsync, rename, fsync of the directory."""
+    raw = data.encode() if isinstance(data, str) else data
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    fsync_directory(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON by `write_atomic`."""
+    write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any | None:
+    """Return the JSON of a file, or None when there is no such file. Raises json.JSONDecodeError for broken JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Append one JSON line with a single write to a file in append mode, then fsync."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(fd, (json.dumps(value) + "\n").encode())
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of a .jsonl file; a torn last line (power loss) is passed over."""
+    try:
+        text = path.read_text(errors="replace")
+    except FileNotFoundError:
+        return
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(value, dict):
+            yield value
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths of one run. Making one touches nothing."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Return the run's name: the last part of its path."""
+        return self.path.name
+
+    # --- as submitted, byte for byte
+    @property
+    def config(self) -> Path:
+        """Return the resolved configuration with the origin of each value."""
+        return self.path / "config.yaml"
+
+    @property
+    def plan(self) -> Path:
+        """Return the plan."""
+        return self.path / "plan.json"
+
+    @property
+    def deepspeed(self) -> Path:
+        """Return the DeepSpeed JSON."""
+        return self.path / "deepspeed.json"
+
+    # --- the life of the run
+    @property
+    def run(self) -> Path:
+        """Return run.json: ids, backend, state, current attempt, restarts."""
+        return self.path / "run.json"
+
+    @property
+    def attempts(self) -> Path:
+        """Return attempts.jsonl: one line an attempt that ended."""
+        return self.path / "attempts.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        """Return metrics.jsonl: one line a log step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def data(self) -> Path:
+        """Return data.json: which prepared cache the run maps."""
+        return self.path / "data.json"
+
+    @property
+    def stop(self) -> Path:
+        """Return control/stop: its presence asks for checkpoint-and-stop; its JSON says why (`{"reason": ...}`)."""
+        return self.path / "control" / "stop"
+
+    @property
+    def checkpoint_request(self) -> Path:
+        """Return control/checkpoint: its presence asks for a checkpoint without a stop."""
+        return self.path / "control" / "checkpoint"
+
+    @property
+    def heartbeats(self) -> Path:
+        """Return the directory of heartbeats: a file a rank."""
+        return self.path / "heartbeat"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Return the directory of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        """Return the directory that `from_pretrained` loads."""
+        return self.path / "export"
+
+    @property
+    def logs(self) -> Path:
+        """Return the directory of logs."""
+        return self.path / "logs"
+
+    def node_log(self, attempt: int, node_rank: int) -> Path:
+        """Return the log of one node in one attempt."""
+        return self.logs / f"attempt-{attempt}-node-{node_rank}.log"
+
+    def exits(self, attempt: int) -> Path:
+        """Return the directory where an attempt's node agents and workers say how they ended."""
+        return self.path / "exits" / f"attempt-{attempt}"
+
+    def make(self) -> None:
+        """Make the directories. Raises FileExistsError when the run directory exists."""
+        self.path.mkdir(parents=True)
+        for directory in (self.stop.parent, self.heartbeats, self.checkpoints, self.logs):
+            directory.mkdir()
+
+    # --- small states shared by several writers
+    def read_run(self) -> dict[str, Any]:
+        """Return run.json, or an empty dict before it is written."""
+        return read_json(self.run) or {}
+
+    def update_run(self, **changes: Any) -> dict[str, Any]:
+        """Merge changes into run.json by rename, and return the whole.
+
+        The supervisor is the only writer while an attempt is running; `submit`, `cancel` and `resume` write between.
+        """
+        run = {**self.read_run(), **changes}
+        write_json(self.run, run)
+        return run
+
+    def beat(self, rank: int, step: int, phase: str) -> None:
+        """Write one rank's heartbeat: step, phase (`load`, `train`, `save`, `export`) and time.
+
+        No fsync: a lost heartbeat costs nothing.
+        """
+        path = self.heartbeats / f"rank-{rank}.json"
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(json.dumps({"rank": rank, "step": step, "phase": phase, "time": time.time()}))
+        temporary.replace(path)

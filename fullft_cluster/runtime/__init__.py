@@ -1,0 +1,1 @@
+"""What runs inside the allocation beside the workers: the supervisor, the node's starter, and the policy of ends."""

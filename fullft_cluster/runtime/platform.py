@@ -1,0 +1,193 @@
+"""What the supervisor needs from where it runs: nodes, a way to start them, the scheduler's view, a requeue."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from typing import Protocol
+
+from fullft_cluster import slurm_cli
+from fullft_cluster.errors import FullftError
+from fullft_cluster.rundir import RunDir
+from fullft_cluster.runtime.node import die_with_parent
+from fullft_cluster.runtime.policy import Decision
+from fullft_cluster.units import slurm_time_seconds
+
+PREEMPTION_SLACK_SECONDS = 120
+"""slurmctld looks at time limits every 30 s and warns up to that much early (slurmctld's job_time_limit); twice that for a slow controller."""
+
+
+class Platform(Protocol):
+    """A place where attempts run."""
+
+    def nodes(self) -> tuple[str, ...]:
+        """Return the host names of this attempt, in the order of their ranks."""
+
+    def start(self, run: RunDir, attempt: int) -> subprocess.Popen[bytes]:
+        """Start the node starters, one per node, and return the process that ends when all have."""
+
+    def kill(self, child: subprocess.Popen[bytes]) -> None:
+        """End every worker now."""
+
+    def why(self, signum: int, lead_seconds: int) -> str:
+        """Return the reason behind a signal: a member of policy.REQUESTED or ``cancelled``."""
+
+    def life_state(self) -> str | None:
+        """Return the scheduler's state of the life that is ending, where it says more than ``running``."""
+
+    def past_life_state(self) -> str | None:
+        """Return the scheduler's state of the life before this one."""
+
+    def bad_nodes(self, nodes: tuple[str, ...]) -> tuple[str, ...]:
+        """Return those of the nodes that are lost."""
+
+    def requeue(self, decision: Decision, excluded: tuple[str, ...]) -> bool:
+        """Ask for another attempt. Return True when it is made by this very process, False when the scheduler starts it.
+
+        Raises SchedulerError when the scheduler refuses.
+        """
+
+
+def _module(name: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", name, *arguments]
+
+
+class LocalPlatform:
+    """This machine is the only node; a requeue is the next turn of the supervisor's loop."""
+
+    def nodes(self) -> tuple[str, ...]:
+        """Return this host."""
+        return (socket.gethostname(),)
+
+    def start(self, run: RunDir, attempt: int) -> subprocess.Popen[bytes]:
+        """Start the node starter as a child, with a rendezvous on a free loopback port."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        return subprocess.Popen(
+            _module("fullft_cluster.runtime.node", "--run", str(run.path), "--attempt", str(attempt)),
+            env={**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+            preexec_fn=die_with_parent,  # noqa: PLW1509 - the supervisor has one thread
+            start_new_session=True,  # a Ctrl-C in the terminal reaches the supervisor alone, which asks in good order
+        )
+
+    def kill(self, child: subprocess.Popen[bytes]) -> None:
+        """Kill the node starter; its workers die with it."""
+        child.kill()
+
+    def why(self, signum: int, lead_seconds: int) -> str:
+        """USR1 is what a scheduler warns with; TERM and INT end the run until `resume`."""
+        return "stop_requested" if signum == signal.SIGUSR1 else "cancelled"
+
+    def life_state(self) -> str | None:
+        """There is no scheduler to ask."""
+        return None
+
+    def past_life_state(self) -> str | None:
+        """There is no scheduler to ask."""
+        return None
+
+    def bad_nodes(self, nodes: tuple[str, ...]) -> tuple[str, ...]:
+        """This node runs, or nobody would ask."""
+        return ()
+
+    def requeue(self, decision: Decision, excluded: tuple[str, ...]) -> bool:
+        """Go on in this process."""
+        return True
+
+
+class SlurmPlatform:
+    """Inside the batch script of a SLURM job, on the first node of the allocation."""
+
+    def __init__(self) -> None:
+        missing = [name for name in ("SLURM_JOB_ID", "SLURM_JOB_NODELIST") if name not in os.environ]
+        if missing:
+            raise FullftError(f"{' and '.join(missing)} not set: this is not the batch script of a SLURM job")
+        self.job_id = os.environ["SLURM_JOB_ID"]
+
+    def nodes(self) -> tuple[str, ...]:
+        """Return the nodes of the allocation."""
+        return slurm_cli.hostnames(os.environ["SLURM_JOB_NODELIST"])
+
+    def start(self, run: RunDir, attempt: int) -> subprocess.Popen[bytes]:
+        """Start one task per node by srun; MASTER_ADDR and MASTER_PORT come from the batch script.
+
+        The node count is the allocation's (`--nodes` in the script is the only place that names it). --wait: when the
+        first node ended, the others have a minute to end as well. --kill-on-bad-exit=0: a node that ends with 75 a
+        moment before the others must not get them killed while they leave.
+        """
+        count = os.environ.get("SLURM_JOB_NUM_NODES") or os.environ["SLURM_NNODES"]
+        srun = ["srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", "--kill-on-bad-exit=0"]
+        srun += ["--wait=60", "--unbuffered", "--label", "--export=ALL"]
+        node = _module("fullft_cluster.runtime.node", "--run", str(run.path), "--attempt", str(attempt))
+        return subprocess.Popen([*srun, *node], stdin=subprocess.DEVNULL, start_new_session=True)
+
+    def kill(self, child: subprocess.Popen[bytes]) -> None:
+        """Have the step killed by SLURM, which reaches every node."""
+        slurm_cli.try_call(["scancel", "--signal=KILL", f"{self.job_id}.0"])
+        child.terminate()
+
+    def why(self, signum: int, lead_seconds: int) -> str:
+        """Ask the controller: preemption and the time limit send the same signal, a requeue and a cancel as well."""
+        fields = slurm_cli.job_fields(self.job_id)
+        state = fields.get("JobState", "")
+        if fields.get("PreemptTime", "None") not in ("None", "Unknown", "N/A") or state == "PREEMPTED":
+            return "preempted"
+        if state in ("TIMEOUT", "DEADLINE"):
+            return "time_limit"
+        if state == "CANCELLED":
+            return "cancelled"
+        if signum != signal.SIGUSR1:
+            return "operator_requeue" if state in ("PENDING", "REQUEUED", "COMPLETING") else "terminated"
+        left = _seconds_left(self.job_id)
+        if left is None or left <= lead_seconds + PREEMPTION_SLACK_SECONDS:
+            return "time_limit"
+        return "stop_requested"
+
+    def life_state(self) -> str | None:
+        """Return the job's state when it is no longer plainly running."""
+        state = slurm_cli.job_fields(self.job_id).get("JobState")
+        return state if state in slurm_cli.FINAL_STATES else None
+
+    def past_life_state(self) -> str | None:
+        """Return how accounting says that the life before this one ended."""
+        return slurm_cli.past_life_state(self.job_id)
+
+    def bad_nodes(self, nodes: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the nodes that SLURM calls down or not responding."""
+        return slurm_cli.bad_nodes(nodes)
+
+    def requeue(self, decision: Decision, excluded: tuple[str, ...]) -> bool:
+        """Requeue this job, unless SLURM has done so already (NODE_FAIL, preemption, an operator).
+
+        SLURM ends this very process soon after: everything worth keeping is written before.
+        """
+        state = slurm_cli.job_fields(self.job_id).get("JobState", "RUNNING")
+        if state not in ("PENDING", "REQUEUED", "NODE_FAIL", "PREEMPTED"):
+            slurm_cli.call(["scontrol", "requeue", self.job_id])
+        if excluded:
+            # Only a pending job takes it, which this one is by now.
+            slurm_cli.try_call(["scontrol", "update", f"JobId={self.job_id}", f"ExcNodeList={','.join(excluded)}"])
+        return False
+
+
+def _seconds_left(job_id: str) -> int | None:
+    """Return the seconds to the job's time limit; None when it has none or squeue does not say."""
+    text = slurm_cli.try_call(["squeue", "--noheader", "--jobs", job_id, "-o", "%L"])
+    try:
+        return slurm_time_seconds((text or "").strip())
+    except ValueError:
+        return None
+
+
+def platform_of(backend: str) -> Platform:
+    """Return the platform of a backend's name. Raises FullftError for an unknown one."""
+    if backend == "slurm":
+        return SlurmPlatform()
+    if backend == "local":
+        return LocalPlatform()
+    raise FullftError(f"no supervisor for backend {backend!r}")
+

@@ -1,0 +1,228 @@
+"""Keeps one run alive inside its allocation: starts an attempt, forwards the warning, watches, names the cause, decides.
+
+The batch script `exec`s it, so that the scheduler's signals reach Python and not a shell's traps. It imports no
+torch: a broken training environment is an attempt that failed, not a supervisor that did.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import msgspec
+
+from fullft_cluster.config_load import read_config
+from fullft_cluster.errors import FullftError
+from fullft_cluster.plan import Plan
+from fullft_cluster.rundir import RunDir, append_line, read_json, read_lines, write_json
+from fullft_cluster.runtime import evidence as gather
+from fullft_cluster.runtime.platform import Platform, platform_of
+from fullft_cluster.runtime.policy import Decision, Evidence, History, WorkerExit, decide
+
+POLL_SECONDS = 0.5
+RETRY_SECONDS = 5.0
+"""Pause after a failure before the next attempt on this machine: a fault at start must not spin."""
+
+log = logging.getLogger("supervisor")
+
+
+class Supervisor:
+    """One run, attempt after attempt."""
+
+    def __init__(self, run: RunDir, platform: Platform) -> None:
+        self.run, self.platform = run, platform
+        self.plan = Plan.from_json(run.plan.read_bytes())
+        self.config = read_config(run.config)
+        self.signals: list[int] = []
+        self.stop_reason: str | None = None
+
+    # --- signals
+    def install_handlers(self) -> None:
+        """Catch what schedulers and people send; the loop acts on it (no work in a signal handler)."""
+        for signum in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._remember)
+
+    def _remember(self, signum: int, frame: FrameType | None) -> None:
+        self.signals.append(signum)
+
+    def _forward_signals(self) -> None:
+        """Turn a signal into control/stop, the request that every worker sees on the shared file system."""
+        while self.signals:
+            signum = self.signals.pop(0)
+            if self.stop_reason is not None:
+                continue
+            self.stop_reason = self.platform.why(signum, self.plan.signal_lead_seconds)
+            log.info("%s: asking for checkpoint and stop (%s)", signal.Signals(signum).name, self.stop_reason)
+            write_json(self.run.stop, {"reason": self.stop_reason, "time": time.time()})
+
+    # --- the life of the run
+    def supervise(self) -> int:
+        """Run attempts until the run is done, given up or handed back to the scheduler; return the exit code."""
+        if self._cancelled():
+            return self._end("cancelled", "cancelled by the user")
+        decision = self._settle_lost_attempt()
+        while decision is None or decision.action.startswith("requeue"):
+            if decision is not None and decision.cause in ("crash", "hang", "oom"):
+                time.sleep(RETRY_SECONDS)
+            decision = self._attempt()
+            if decision.action.startswith("requeue") and not self._requeue(decision):
+                return 0
+        state = "completed" if decision.action == "done" else "cancelled" if decision.cause == "cancelled" else "failed"
+        return self._end(state, decision.message)
+
+    def _end(self, state: str, reason: str) -> int:
+        self.run.update_run(state=state, reason=reason, ended=time.time())
+        log.info("run %s is %s: %s", self.run.name, state, reason)
+        return 1 if state == "failed" else 0
+
+    def _cancelled(self) -> bool:
+        stop = read_json(self.run.stop) if self.run.stop.exists() and self.run.stop.stat().st_size else None
+        return isinstance(stop, dict) and stop.get("reason") == "cancelled"
+
+    def _settle_lost_attempt(self) -> Decision | None:
+        """Write the line of an attempt whose supervisor was killed with its node; None when there is none.
+
+        A decision to stop stands (a fault that a restart repeats); otherwise the scheduler has requeued already.
+        """
+        state = self.run.read_run()
+        attempt = state.get("attempt", 0)
+        if not attempt or any(line.get("attempt") == attempt for line in read_lines(self.run.attempts)):
+            return None
+        beats = [beat["time"] for beat in gather.heartbeats(self.run)]
+        end = max([state["attempt_started"], *beats])
+        log.info("attempt %d ended without a word; looking for what it left", attempt)
+        nodes = tuple(state.get("nodes", ()))
+        decision = self._conclude(attempt, state["attempt_started"], end, nodes, self.platform.past_life_state(), False)
+        return decision if decision.action in ("stop", "done") else None
+
+    def _attempt(self) -> Decision:
+        """Run one attempt to its end, record it, and return what follows."""
+        state = self.run.read_run()
+        attempt, nodes, started = state.get("attempt", 0) + 1, self.platform.nodes(), time.time()
+        self.run.stop.unlink(missing_ok=True)  # honoured by the attempt before
+        self.stop_reason = None
+        self.run.exits(attempt).mkdir(parents=True, exist_ok=True)
+        self.run.update_run(
+            state="running",
+            reason="",
+            attempt=attempt,
+            attempt_started=started,
+            nodes=list(nodes),
+            world_size=self.plan.gpus,
+            started_from_step=gather.newest_committed_step(self.run),
+            pid=os.getpid(),
+            host=os.uname().nodename,
+        )
+        log.info("attempt %d on %s", attempt, ", ".join(nodes))
+        child = self.platform.start(self.run, attempt)
+        hung = self._watch(child, started)
+        return self._conclude(attempt, started, time.time(), nodes, self.platform.life_state(), hung)
+
+    def _watch(self, child: subprocess.Popen[bytes], started: float) -> bool:
+        """Wait for the workers; return True when they had to be ended because they stood still."""
+        hung = False
+        while child.poll() is None:
+            time.sleep(POLL_SECONDS)
+            self._forward_signals()
+            if self.stop_reason is None and self.run.stop.exists():
+                stop = read_json(self.run.stop) if self.run.stop.stat().st_size else {}
+                self.stop_reason = str((stop or {}).get("reason", "stop_requested"))
+            newest = max([started, *(beat["time"] for beat in gather.heartbeats(self.run))])
+            if not hung and time.time() - newest > self.config.survival.hang_seconds:
+                hung = True
+                log.warning("no heartbeat for %d s: ending the workers", self.config.survival.hang_seconds)
+                self.platform.kill(child)
+        log.info("the workers have ended (exit code %d)", child.returncode)
+        self._forward_signals()
+        return hung
+
+    def _conclude(  # noqa: PLR0917
+        self, attempt: int, started: float, ended: float, nodes: tuple[str, ...], life_state: str | None, hung: bool
+    ) -> Decision:
+        """Gather the evidence of an attempt that ended, decide, and write its line and the run's state."""
+        state = self.run.read_run()
+        workers = gather.worker_exits(self.run, attempt, nodes, self.plan.gpus_per_node)
+        evidence = Evidence(
+            workers=workers,
+            stop_reason=self.stop_reason,
+            scheduler_state=life_state,
+            bad_nodes=self.platform.bad_nodes(nodes),
+            hung=hung,
+            started_from_step=state.get("started_from_step"),
+            committed_step=gather.newest_committed_step(self.run),
+        )
+        history = msgspec.convert(state.get("history", {}), History)
+        decision = decide(evidence, history, self.config.survival.max_failures)
+        steps = gather.steps(self.run, attempt, started)
+        append_line(
+            self.run.attempts,
+            {
+                "attempt": attempt,
+                "start": round(started, 3),
+                "end": round(ended, 3),
+                "nodes": list(nodes),
+                "cause": decision.cause,
+                "decision": decision.action,
+                "first_step": steps.first_step,
+                "last_step": steps.last_step,
+                "committed_step": evidence.committed_step,
+                "seconds_lost": _lost(self.run, workers, started, ended),
+                "exit_codes": [worker.exit_code for worker in workers],
+                "message": decision.message,
+            },
+        )
+        self._remember_decision(state, decision)
+        log.info("attempt %d: %s -> %s: %s", attempt, decision.cause, decision.action, decision.message)
+        return decision
+
+    def _remember_decision(self, state: dict[str, Any], decision: Decision) -> None:
+        excluded = sorted({*state.get("excluded_nodes", ()), *decision.exclude_nodes})
+        changes: dict[str, Any] = {"history": msgspec.to_builtins(decision.history), "excluded_nodes": excluded}
+        if decision.action.startswith("requeue"):
+            changes |= {"state": "requeued", "reason": decision.cause, "restarts": state.get("restarts", 0) + 1}
+        self.run.update_run(**changes)
+
+    def _requeue(self, decision: Decision) -> bool:
+        """Have the next attempt made; return True when this process makes it."""
+        try:
+            return self.platform.requeue(decision, decision.exclude_nodes)
+        except FullftError as error:
+            self._end("failed", f"{decision.cause}, and the requeue failed: {error}. Use `fullft-cluster resume`.")
+            raise
+
+
+def _lost(run: RunDir, workers: tuple[WorkerExit, ...], started: float, ended: float) -> float:
+    """Return the seconds of work that are repeated: none after an agreed stop or the end of training."""
+    if workers and all(worker.exit_code in (0, 75) for worker in workers):
+        return 0.0
+    return gather.seconds_lost(run, started, ended)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Supervise the run in RUN until it ends or the scheduler takes over."""
+    parser = argparse.ArgumentParser(prog="python -m fullft_cluster.runtime.supervisor", description=__doc__)
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--backend", choices=("local", "slurm"), required=True)
+    args = parser.parse_args(argv)
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stdout, format="%(asctime)s supervisor: %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
+    )
+    try:
+        supervisor = Supervisor(RunDir(args.run), platform_of(args.backend))
+        supervisor.install_handlers()
+        return supervisor.supervise()
+    except FullftError as error:
+        log.error("%s", error)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

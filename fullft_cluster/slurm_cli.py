@@ -1,0 +1,119 @@
+"""SLURM's own commands, called without a shell. Text output only: `--json` is missing in 20.11 and differs between versions."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from fullft_cluster.errors import Problem, SchedulerError
+from fullft_cluster.plan import Frozen
+
+TIMEOUT_SECONDS = 60
+
+FINAL_STATES = frozenset(
+    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
+)
+"""States in which a job's life is over (``man squeue``, JOB STATE CODES)."""
+_DOWN = re.compile(r"^(down|fail|drain|drng|error|inval|unk|not_responding)|\*$", re.IGNORECASE)
+
+
+class JobState(Frozen):
+    """One job as the scheduler sees it now."""
+
+    state: str
+    """SLURM's long state, such as RUNNING; UNKNOWN where neither squeue nor sacct knows the job (which is not "gone")."""
+    reason: str = ""
+    nodes: str = ""
+
+
+def call(command: Sequence[str], *, input_text: str | None = None, cwd: Path | None = None) -> str:
+    """Run one of SLURM's commands and return its stdout.
+
+    Raises SchedulerError in the command's own words when it is missing, fails or does not answer within a minute.
+    """
+    if shutil.which(command[0]) is None:
+        raise SchedulerError(
+            Problem(
+                command[0],
+                f"no `{command[0]}` on PATH, so SLURM cannot be reached from here",
+                "Run on a login node of the cluster (or `module load slurm`), or use --backend local.",
+            )
+        )
+    try:
+        done = subprocess.run(
+            command, input=input_text, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise SchedulerError(
+            Problem(command[0], f"no answer within {TIMEOUT_SECONDS} s", "Is slurmctld up? Try `scontrol ping`.")
+        ) from None
+    if done.returncode != 0:
+        words = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
+        raise SchedulerError(Problem(command[0], f"refused: {words}"))
+    return done.stdout
+
+
+def try_call(command: Sequence[str]) -> str | None:
+    """Return the stdout, or None when the command is missing or fails: for questions whose answer is optional."""
+    try:
+        return call(command)
+    except SchedulerError:
+        return None
+
+
+def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
+    """Return the states of jobs, from squeue while it knows them and from sacct after that. Unknown ones are left out."""
+    if not job_ids:
+        return {}
+    found: dict[str, JobState] = {}
+    # squeue fails as a whole on a single unknown id unless there are several; ask for all of ours by -o and filter.
+    text = try_call(["squeue", "--noheader", "--states=all", "--jobs", ",".join(job_ids), "-o", "%A|%T|%r|%N"])
+    for line in (text or "").splitlines():
+        job_id, state, reason, nodes = line.split("|", 3)
+        found[job_id] = JobState(state=state, reason="" if reason == "None" else reason, nodes=nodes)
+    missing = [job_id for job_id in job_ids if job_id not in found]
+    if missing:
+        command = ["sacct", "-X", "-n", "-P", "-j", ",".join(missing), "-o", "JobIDRaw,State,NodeList"]
+        for line in (try_call(command) or "").splitlines():
+            job_id, state, nodes = line.split("|", 2)
+            found[job_id] = JobState(state=state.split()[0], nodes=nodes)
+    return found
+
+
+def job_state(job_id: str) -> JobState:
+    """Return one job's state; UNKNOWN where the scheduler does not say."""
+    return job_states([job_id]).get(job_id, JobState(state="UNKNOWN"))
+
+
+def job_fields(job_id: str) -> dict[str, str]:
+    """Return `scontrol show job` as a dict, empty when the controller does not know the job."""
+    text = try_call(["scontrol", "show", "job", "-o", job_id]) or ""
+    return dict(part.split("=", 1) for part in text.split() if "=" in part)
+
+
+def past_life_state(job_id: str) -> str | None:
+    """Return the state in which the previous life of a requeued job ended, from accounting; None where there is none.
+
+    `sacct -D` lists each life of a job (https://slurm.schedmd.com/sacct.html, --duplicates).
+    """
+    text = try_call(["sacct", "-D", "-X", "-n", "-P", "-j", job_id, "-o", "State"])
+    ended = [line.split()[0] for line in (text or "").splitlines() if line.strip()]
+    ended = [state for state in ended if state not in ("RUNNING", "PENDING", "COMPLETING")]
+    return ended[-1] if ended else None
+
+
+def hostnames(node_list: str) -> tuple[str, ...]:
+    """Expand ``node[1-2]``. Raises SchedulerError without scontrol: a guess would make every node a world of its own."""
+    return tuple(call(["scontrol", "show", "hostnames", node_list]).split())
+
+
+def bad_nodes(nodes: Sequence[str]) -> tuple[str, ...]:
+    """Return those of the nodes that are down, failing, draining or not responding."""
+    if not nodes:
+        return ()
+    text = try_call(["sinfo", "--noheader", "--Node", "--nodes", ",".join(nodes), "-o", "%N|%t"]) or ""
+    states = dict(line.split("|", 1) for line in text.splitlines() if "|" in line)
+    return tuple(sorted(node for node, state in states.items() if _DOWN.search(state.strip())))

@@ -1,0 +1,40 @@
+"""Units: GiB = 2^30 bytes, GB = 10^9 bytes."""
+
+from __future__ import annotations
+
+import re
+
+GIB = 2**30
+GB = 10**9
+
+_SLURM_TIME = re.compile(
+    r"^(?:(?P<days>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?$"
+)
+
+
+def slurm_time_seconds(text: str) -> int:
+    """Return the seconds in a SLURM time (``M``, ``M:S``, ``H:M:S``, ``D-H``, ``D-H:M``, ``D-H:M:S``).
+
+    Raises ValueError for anything else. Source: ``man sbatch``, option ``--time``.
+    """
+    match = _SLURM_TIME.match(text)
+    if not match:
+        raise ValueError(f"{text!r} is not a SLURM time such as 02:00:00 or 1-12:00:00")
+    a, b, c = (int(match[g]) if match[g] else 0 for g in "abc")
+    if match["days"]:
+        return int(match["days"]) * 86400 + a * 3600 + b * 60 + c
+    if match["c"]:
+        return a * 3600 + b * 60 + c
+    return a * 60 + b
+
+
+def duration(seconds: float) -> str:
+    """Return ``1h 02m``, ``3m 04s`` or ``5s`` for a number of seconds."""
+    whole = round(seconds)
+    if whole >= 86400:
+        return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
+    if whole >= 3600:
+        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    if whole >= 60:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole}s"
