@@ -28,7 +28,7 @@ _MAGIC = {
 }
 
 
-class RowScan(Frozen, frozen=True):
+class RowScan(Frozen, frozen=True, kw_only=True):
     """What a scan found."""
 
     rows: int
