@@ -14,16 +14,16 @@ NonNegative = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
-class DataConfig(Frozen):
+class DataConfig(Frozen, frozen=True):
     """What is learnt from."""
 
     train: str | None = None
     """Path of a .jsonl file: a row has `text`, or `prompt`+`completion`, or `question`+`answer`."""
     cache_dir: str | None = None
-    """Where prepared (tokenised and packed) data is kept; default `.cache` in runs_dir. Must be on the shared file system."""
+    """Where prepared (tokenised, packed) data is kept, on the shared file system; default `.cache` in runs_dir."""
 
 
-class TrainConfig(Frozen):
+class TrainConfig(Frozen, frozen=True):
     """The mathematics: a change here changes the loss curve."""
 
     seq_len: Positive = 2048
@@ -48,7 +48,7 @@ class TrainConfig(Frozen):
     """bf16 with fp32 master weights; fp32 for exact tests on CPUs."""
 
 
-class ResourcesConfig(Frozen):
+class ResourcesConfig(Frozen, frozen=True):
     """The execution: a change here must not change the loss curve beyond rounding."""
 
     nodes: Positive | None = None
@@ -65,7 +65,7 @@ class ResourcesConfig(Frozen):
     """`optimizer` keeps optimizer states in host memory: fewer GPUs, slower steps."""
 
 
-class OutputConfig(Frozen):
+class OutputConfig(Frozen, frozen=True):
     """The run directory."""
 
     runs_dir: str = "runs"
@@ -78,7 +78,7 @@ class OutputConfig(Frozen):
     """Optimizer steps between lines of metrics.jsonl."""
 
 
-class SlurmConfig(Frozen):
+class SlurmConfig(Frozen, frozen=True):
     """Options of sbatch, by sbatch's names."""
 
     partition: str | None = None
@@ -103,7 +103,7 @@ class SlurmConfig(Frozen):
     prepare_mem: str = "32G"
 
 
-class SurvivalConfig(Frozen):
+class SurvivalConfig(Frozen, frozen=True):
     """When a run is given up."""
 
     max_failures: Annotated[int, Meta(ge=0)] = 3
@@ -112,7 +112,7 @@ class SurvivalConfig(Frozen):
     """Workers whose heartbeat stands still for this long are ended and the attempt counts as a hang."""
 
 
-class Config(Frozen):
+class Config(Frozen, frozen=True):
     """All of it. Precedence of the sources: flag > --set > YAML > cluster profile > default."""
 
     model: str | None = None
@@ -120,7 +120,7 @@ class Config(Frozen):
     weights: str | None = None
     """A local path, a hub id, or `random`; default the hub id (or `random`) that the preset names."""
     cluster: str | None = None
-    """Name of a cluster profile in configs/clusters, or a path to one; default a100-80gb, and `local` on --backend local."""
+    """A cluster profile: a name in configs/clusters or a path; default a100-80gb, and `local` on --backend local."""
     backend: Literal["local", "slurm"] | None = None
     name: str | None = None
     """Name of the run; default made of model and data."""

@@ -16,7 +16,7 @@ from fullft_cluster.quoting import check_name, check_text
 from fullft_cluster.units import slurm_time_seconds
 
 
-class SlurmJob(Frozen):
+class SlurmJob(Frozen, frozen=True):
     """Values of the ``#SBATCH`` lines, by sbatch's names; None or False leaves the line out."""
 
     time: str
@@ -32,7 +32,7 @@ class SlurmJob(Frozen):
     exclusive: bool
 
 
-class Job(Frozen):
+class Job(Frozen, frozen=True):
     """What is rendered and submitted."""
 
     name: str
@@ -148,7 +148,9 @@ def _slurm_problems(config: Config, plan: Plan) -> list[Problem]:
     ):
         value = getattr(slurm, key)
         if value is not None and not pattern.fullmatch(value):
-            found.append(Problem(f"slurm.{key}", f"{value!r} is not what sbatch takes", f"Write for example {example}."))
+            found.append(
+                Problem(f"slurm.{key}", f"{value!r} is not what sbatch takes", f"Write for example {example}.")
+            )
     for key in ("partition", "account", "qos", "constraint", "reservation", "exclude", "prepare_partition"):
         value = getattr(slurm, key)
         try:

@@ -15,7 +15,7 @@ class Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Base of the frozen nouns."""
 
 
-class Quantity(Frozen):
+class Quantity(Frozen, frozen=True):
     """One number of a plan, with what it takes to check it by hand."""
 
     name: str
@@ -28,7 +28,7 @@ class Quantity(Frozen):
     origin: Origin
 
 
-class PlannedModel(Frozen):
+class PlannedModel(Frozen, frozen=True):
     """The architecture that the plan is about."""
 
     name: str
@@ -39,7 +39,7 @@ class PlannedModel(Frozen):
     vocab_size: int
 
 
-class GpuMemory(Frozen):
+class GpuMemory(Frozen, frozen=True):
     """Peak memory of one GPU, in GiB. ``expected_gib`` is the sum of ``parts``."""
 
     parts: dict[str, float]
@@ -47,7 +47,7 @@ class GpuMemory(Frozen):
     capacity_gib: float
 
 
-class Memory(Frozen):
+class Memory(Frozen, frozen=True):
     """What has to fit."""
 
     gpu: GpuMemory
@@ -55,7 +55,7 @@ class Memory(Frozen):
     host_capacity_gib_per_node: float
 
 
-class Time(Frozen):
+class Time(Frozen, frozen=True):
     """Forecast of speed. A first estimate from peak FLOP/s and an assumed MFU, not a measurement."""
 
     step_seconds: float

@@ -1,4 +1,4 @@
-"""What may become a name or a path in a script, and how it is quoted there. Hostile text is refused or quoted, never run."""
+"""What may become a name or a path in a script, and its quoting there. Hostile text is refused or quoted, never run."""
 
 from __future__ import annotations
 
@@ -33,12 +33,14 @@ def check_text(text: str, where: str) -> str:
     """Return a value that may stand in a script. Raises UsageError for control characters (newlines included)."""
     bad = sorted({repr(char) for char in text if unicodedata.category(char) in ("Cc", "Zl", "Zp", "Cs")})
     if bad:
-        raise UsageError(Problem(where, f"{text!r} holds {', '.join(bad)}", "Leave out line breaks and control characters."))
+        raise UsageError(
+            Problem(where, f"{text!r} holds {', '.join(bad)}", "Leave out line breaks and control characters.")
+        )
     return text
 
 
 def shquote(value: object) -> str:
-    """Quote one value for a shell: the Jinja filter of everything that a shell reads. Raises UsageError as `check_text`."""
+    """Quote one value for a shell: the Jinja filter of all that a shell reads. Raises UsageError as `check_text`."""
     return shlex.quote(check_text(str(value), "script"))
 
 

@@ -17,7 +17,7 @@ SCRIPTS = {"slurm": "job.sbatch", "local": "job.sh"}
 """Name of the script in the run directory, by backend; its template is NAME.j2."""
 
 
-class Rendered(Frozen):
+class Rendered(Frozen, frozen=True):
     """Files of a run directory, by name, and which of them is submitted."""
 
     files: dict[str, str]
@@ -37,7 +37,7 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - scripts, not HTML; the filters below quote
+        autoescape=False,
     )
     env.filters["shquote"] = shquote
     env.filters["directive"] = directive
@@ -48,8 +48,10 @@ def environment() -> jinja2.Environment:
 def render(job: Job) -> Rendered:
     """Render a job. Raises UsageError for a value that cannot be quoted."""
     script_name = SCRIPTS[job.backend]
-    script = environment().get_template(f"{script_name}.j2").render(
-        job=job, plan=job.plan, slurm=job.slurm, summary=summary(job.plan), version=__version__
+    script = (
+        environment()
+        .get_template(f"{script_name}.j2")
+        .render(job=job, plan=job.plan, slurm=job.slurm, summary=summary(job.plan), version=__version__)
     )
     return Rendered(
         script_name=script_name,

@@ -1,4 +1,4 @@
-"""SLURM's own commands, called without a shell. Text output only: `--json` is missing in 20.11 and differs between versions."""
+"""SLURM's own commands, called without a shell. Text output only: `--json` is missing in 20.11 and differs later."""
 
 from __future__ import annotations
 
@@ -14,17 +14,28 @@ from fullft_cluster.plan import Frozen
 TIMEOUT_SECONDS = 60
 
 FINAL_STATES = frozenset(
-    "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED REVOKED TIMEOUT".split()
+    {
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
+    }
 )
 """States in which a job's life is over (``man squeue``, JOB STATE CODES)."""
 _DOWN = re.compile(r"^(down|fail|drain|drng|error|inval|unk|not_responding)|\*$", re.IGNORECASE)
 
 
-class JobState(Frozen):
+class JobState(Frozen, frozen=True):
     """One job as the scheduler sees it now."""
 
     state: str
-    """SLURM's long state, such as RUNNING; UNKNOWN where neither squeue nor sacct knows the job (which is not "gone")."""
+    """SLURM's long state, such as RUNNING; UNKNOWN where neither squeue nor sacct knows it (which is not "gone")."""
     reason: str = ""
     nodes: str = ""
 
@@ -65,7 +76,7 @@ def try_call(command: Sequence[str]) -> str | None:
 
 
 def job_states(job_ids: Sequence[str]) -> dict[str, JobState]:
-    """Return the states of jobs, from squeue while it knows them and from sacct after that. Unknown ones are left out."""
+    """Return the states of jobs, from squeue while it knows them, from sacct after that. Unknown ones are left out."""
     if not job_ids:
         return {}
     found: dict[str, JobState] = {}
@@ -106,7 +117,7 @@ def past_life_state(job_id: str) -> str | None:
 
 
 def hostnames(node_list: str) -> tuple[str, ...]:
-    """Expand ``node[1-2]``. Raises SchedulerError without scontrol: a guess would make every node a world of its own."""
+    """Expand ``node[1-2]``. Raises SchedulerError without scontrol: a guess would make each node a world of its own."""
     return tuple(call(["scontrol", "show", "hostnames", node_list]).split())
 
 

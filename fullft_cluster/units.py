@@ -7,9 +7,7 @@ import re
 GIB = 2**30
 GB = 10**9
 
-_SLURM_TIME = re.compile(
-    r"^(?:(?P<days>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?$"
-)
+_SLURM_TIME = re.compile(r"^(?:(?P<days>\d+)-)?(?P<a>\d+)(?::(?P<b>\d+))?(?::(?P<c>\d+))?$")
 
 
 def slurm_time_seconds(text: str) -> int:

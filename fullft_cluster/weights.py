@@ -6,7 +6,6 @@ The cache: ``$HF_HUB_CACHE``, else ``$HF_HOME/hub``, else ``~/.cache/huggingface
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ HUB_TIMEOUT_SECONDS = 3.0
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-class Weights(Frozen):
+class Weights(Frozen, frozen=True):
     """Where the weights are."""
 
     ref: str
@@ -82,23 +81,25 @@ def _local(path: Path, tokenizer: str | None) -> Weights:
 
 def _on_hub(ref: str, cache: Path, environ: Mapping[str, str]) -> Weights:
     """Ask the hub whether it has the model; offline, or out of reach, that is an error to mend before queueing."""
-    mend = f"Run `hf download {ref}` where there is internet (HF_HOME on the shared file system), or give --weights PATH."
+    mend = (
+        f"Run `hf download {ref}` where there is internet (HF_HOME on the shared file system), or give --weights PATH."
+    )
     if environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         raise UsageError(Problem("weights", f"{ref} is not in the cache {cache}, and HF_HUB_OFFLINE is set", mend))
     import urllib.error
     import urllib.request
 
     url = f"{environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{ref}/resolve/main/config.json"
-    request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - the hub's own address
+    request = urllib.request.Request(url, method="HEAD")
     if token := environ.get("HF_TOKEN"):
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS):  # noqa: S310
+        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS):
             note = f"not in the cache {cache}: the preparation downloads it, so its node needs internet"
             return Weights(ref=ref, kind="hub", note=note)
     except urllib.error.HTTPError as error:
-        what = {401: "needs a login (HF_TOKEN)", 403: "is not open to you (accept its licence, set HF_TOKEN)"}
-        said = what.get(error.code, "does not exist" if error.code == 404 else f"answers {error.code}")
+        meanings = {401: "needs a login (HF_TOKEN)", 403: "is not open to you (accept its licence, set HF_TOKEN)"}
+        said = meanings.get(error.code, "does not exist" if error.code == 404 else f"answers {error.code}")
         raise UsageError(Problem("weights", f"{ref} on the hub {said}", mend)) from None
     except (OSError, ValueError):
         what = f"{ref} is not in the cache {cache}, and the hub cannot be reached from here"

@@ -10,7 +10,7 @@ from fullft_cluster.rundir import RunDir, read_json, read_lines
 from fullft_cluster.runtime.policy import WorkerExit
 
 
-class Steps(Frozen):
+class Steps(Frozen, frozen=True):
     """How far an attempt came."""
 
     resumed_from: int | None

@@ -17,7 +17,7 @@ from fullft_cluster.runtime.policy import Decision
 from fullft_cluster.units import slurm_time_seconds
 
 PREEMPTION_SLACK_SECONDS = 120
-"""slurmctld looks at time limits every 30 s and warns up to that much early (slurmctld's job_time_limit); twice that for a slow controller."""
+"""slurmctld looks at time limits every 30 s and warns up to that much early; the rest is for a slow controller."""
 
 
 class Platform(Protocol):
@@ -45,7 +45,7 @@ class Platform(Protocol):
         """Return those of the nodes that are lost."""
 
     def requeue(self, decision: Decision, excluded: tuple[str, ...]) -> bool:
-        """Ask for another attempt. Return True when it is made by this very process, False when the scheduler starts it.
+        """Ask for another attempt. Return True when this very process makes it, False when the scheduler starts it.
 
         Raises SchedulerError when the scheduler refuses.
         """
@@ -190,4 +190,3 @@ def platform_of(backend: str) -> Platform:
     if backend == "local":
         return LocalPlatform()
     raise FullftError(f"no supervisor for backend {backend!r}")
-

@@ -62,8 +62,8 @@ REQUESTED: frozenset[str] = frozenset({"time_limit", "preempted", "operator_requ
 """Ends that somebody asked for: not the run's fault."""
 
 
-class WorkerExit(Frozen):
-    """How one worker ended: its exit code (negative: killed by that signal) and, where it could write one, its report."""
+class WorkerExit(Frozen, frozen=True):
+    """How one worker ended: its exit code (negative: killed by that signal) and, where it wrote one, its report."""
 
     rank: int
     node: str
@@ -75,7 +75,7 @@ class WorkerExit(Frozen):
     step: int | None = None
 
 
-class Evidence(Frozen):
+class Evidence(Frozen, frozen=True):
     """What is known about the end of one attempt."""
 
     workers: tuple[WorkerExit, ...] = ()
@@ -96,7 +96,7 @@ class Evidence(Frozen):
         return self.committed_step is not None and self.committed_step > (self.started_from_step or 0)
 
 
-class History(Frozen):
+class History(Frozen, frozen=True):
     """What the attempts before leave to remember."""
 
     failures: int = 0
@@ -105,7 +105,7 @@ class History(Frozen):
     """The step at which the attempt before ran out of memory."""
 
 
-class Decision(Frozen):
+class Decision(Frozen, frozen=True):
     """What follows, why, and what the next attempt has to remember."""
 
     action: Action
@@ -193,7 +193,7 @@ def decide(evidence: Evidence, history: History, max_failures: int) -> Decision:
         return Decision(action="stop", cause="cancelled", message="cancelled by the user")
     if root is not None and root.exit_code == EXIT_DO_NOT_REQUEUE:
         kinds: tuple[Cause, ...] = ("config", "data", "oom", "checkpoint", "nan", "fenced")
-        cause = next((k for k in kinds if k == root.kind), "crash")
+        cause: Cause = next((k for k in kinds if k == root.kind), "crash")
         return Decision(action="stop", cause=cause, message=describe(root))
     if evidence.bad_nodes or SCHEDULER_CAUSES.get(evidence.scheduler_state or "") == "node_fail":
         lost = ", ".join(evidence.bad_nodes) or "a node of the job"

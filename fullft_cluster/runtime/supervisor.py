@@ -1,4 +1,4 @@
-"""Keeps one run alive inside its allocation: starts an attempt, forwards the warning, watches, names the cause, decides.
+"""Keeps one run alive inside its allocation: starts attempts, forwards the warning, names the cause, decides.
 
 The batch script `exec`s it, so that the scheduler's signals reach Python and not a shell's traps. It imports no
 torch: a broken training environment is an attempt that failed, not a supervisor that did.

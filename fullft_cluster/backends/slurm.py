@@ -1,0 +1,119 @@
+"""SLURM: a preparation job by submitit without GPUs, and the training job that waits for it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+
+from fullft_cluster import slurm_cli
+from fullft_cluster.backends import Submission, live_states
+from fullft_cluster.config import Config
+from fullft_cluster.errors import Problem, SchedulerError, UsageError
+from fullft_cluster.rundir import RunDir, write_json
+from fullft_cluster.status import ENDED, Status, read_status
+from fullft_cluster.units import slurm_time_seconds
+
+
+class SlurmBackend:
+    """Submits by sbatch; asks by squeue, sacct and scontrol."""
+
+    def check(self) -> None:
+        """Raise SchedulerError without an sbatch on PATH."""
+        if shutil.which("sbatch") is None:
+            raise SchedulerError(
+                Problem(
+                    "sbatch",
+                    "no `sbatch` on PATH, so SLURM cannot be reached from here",
+                    "Run on a login node of the cluster (or `module load slurm`), or use --backend local.",
+                )
+            )
+
+    def submit(self, run: RunDir, config: Config, script: str) -> Submission:
+        """Queue the preparation, then the training after it; when the second is refused, the first is taken back."""
+        prepare_id = self._prepare(run, config)
+        run.update_run(prepare_job_id=prepare_id)
+        try:
+            # Given beside the script, whose bytes are the dry run's. A preparation that fails ends the job, which
+            # would else wait for ever (DependencyNeverSatisfied).
+            job_id = self._sbatch(run, script, f"--dependency=afterok:{prepare_id}", "--kill-on-invalid-dep=yes")
+        except SchedulerError:
+            slurm_cli.try_call(["scancel", prepare_id])
+            raise
+        run.update_run(job_id=job_id)
+        return self._submission(run, job_id, prepare_id)
+
+    def _submission(self, run: RunDir, job_id: str, prepare_id: str | None) -> Submission:
+        return Submission(
+            name=run.name, run_dir=str(run.path), backend="slurm", job_id=job_id, prepare_job_id=prepare_id
+        )
+
+    def _sbatch(self, run: RunDir, script: str, *options: str) -> str:
+        out = slurm_cli.call(["sbatch", "--parsable", *options, script], cwd=run.path)
+        job_id = out.strip().partition(";")[0]  # "ID;CLUSTER" in a federation
+        if not job_id.isdigit():
+            raise SchedulerError(Problem("sbatch", f"printed {out.strip()!r} where a job id was expected"))
+        return job_id
+
+    def _prepare(self, run: RunDir, config: Config) -> str:
+        """Submit the preparation by submitit and return its job id."""
+        try:
+            import submitit
+        except ImportError:
+            raise UsageError(
+                Problem("submitit", "is not installed", "Run `pip install 'fullft-cluster[slurm]'`.")
+            ) from None
+        slurm = config.slurm
+        executor = submitit.AutoExecutor(folder=run.logs / "prepare", cluster="slurm")
+        executor.update_parameters(
+            name=f"{run.name}-prepare",
+            timeout_min=max(1, slurm_time_seconds(slurm.prepare_time) // 60),
+            cpus_per_task=slurm.prepare_cpus,
+            slurm_mem=slurm.prepare_mem,
+            slurm_partition=slurm.prepare_partition or slurm.partition,
+            slurm_account=slurm.account,
+            slurm_qos=slurm.qos,
+            stderr_to_stdout=True,
+        )
+        command = [sys.executable, "-m", "fullft_cluster.train.prepare", "--run", str(run.path)]
+        try:
+            job = executor.submit(submitit.helpers.CommandFunction(command, verbose=False))
+        except submitit.core.utils.FailedJobError as error:
+            words = " ".join(str(error).split())
+            raise SchedulerError(Problem("sbatch", f"refused the preparation job: {words}")) from None
+        return str(job.job_id)
+
+    def status(self, run: RunDir) -> Status:
+        """Return the status from the run directory, squeue and sacct."""
+        state = run.read_run()
+        return read_status(run, {} if state.get("state") in ENDED else live_states([state]))
+
+    def cancel(self, run: RunDir, *, now: bool) -> str:
+        """Ask running workers for a checkpoint and an end; take a waiting job out of the queue."""
+        state = run.read_run()
+        ids = [str(state[key]) for key in ("job_id", "prepare_job_id") if state.get(key)]
+        job = slurm_cli.job_state(str(state["job_id"])) if state.get("job_id") else slurm_cli.JobState(state="UNKNOWN")
+        write_json(run.stop, {"reason": "cancelled", "time": time.time()})
+        if job.state == "RUNNING" and not now:
+            return "asked for a checkpoint and a stop"
+        if ids:
+            slurm_cli.call(["scancel", *ids])
+        run.update_run(state="cancelled", reason="cancelled by the user", ended=time.time())
+        return f"cancelled in SLURM ({', '.join(ids) or 'no job'})"
+
+    def resume(self, run: RunDir, script: str) -> Submission:
+        """Submit the run's script again. Raises UsageError while a job of the run is alive."""
+        state = run.read_run()
+        known = live_states([state]).get(str(state.get("job_id")))
+        if known is not None and known.state not in slurm_cli.FINAL_STATES:
+            raise UsageError(
+                Problem(run.name, f"is {known.state} in SLURM (job {state['job_id']})", "Cancel it first.")
+            )
+        if not run.data.exists():
+            raise UsageError(Problem(run.name, "its data was never prepared", "Submit it again under a new name."))
+        # Held until run.json names the new job: the supervisor that starts writes to the same file.
+        job_id = self._sbatch(run, script, "--hold")
+        run.stop.unlink(missing_ok=True)
+        run.update_run(state="pending", reason="resumed", job_id=job_id, history={}, excluded_nodes=[])
+        slurm_cli.call(["scontrol", "release", job_id])
+        return self._submission(run, job_id, None)

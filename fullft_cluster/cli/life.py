@@ -1,0 +1,129 @@
+"""The commands of a run's life: status, list, logs, cancel, resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from fullft_cluster.backends import Backend, backend_of, live_states
+from fullft_cluster.cli.options import find_run, json_option, print_json, runs_dir_option, say
+from fullft_cluster.cli.view import follow_logs, print_runs, print_status, watch
+from fullft_cluster.errors import Problem, UsageError
+from fullft_cluster.render import SCRIPTS
+from fullft_cluster.rundir import RunDir
+from fullft_cluster.status import read_status
+
+FAILED = 1
+
+
+def _backend(run: RunDir) -> Backend:
+    return backend_of(str(run.read_run().get("backend")))
+
+
+def _complete_runs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    root = Path(context.params.get("runs_dir") or "runs")
+    return sorted(path.parent.name for path in root.glob("*/run.json") if path.parent.name.startswith(incomplete))
+
+
+run_argument = click.argument("name", shell_complete=_complete_runs)
+
+
+@click.command()
+@run_argument
+@runs_dir_option
+@json_option
+@click.option("--watch", "watching", is_flag=True, help="Show progress until the run ends.")
+def status(name: str, runs_dir: str | None, as_json: bool, watching: bool) -> int:
+    """Show what a run is doing, and each of its attempts. Exit code 1 when it has failed."""
+    run = find_run(name, runs_dir)
+    backend = _backend(run)
+    now = watch(lambda: backend.status(run), as_json=as_json) if watching else backend.status(run)
+    if as_json:
+        if not watching:
+            print_json(now)
+    else:
+        print_status(now)
+    return FAILED if now.state == "failed" else 0
+
+
+@click.command("list")
+@runs_dir_option
+@json_option
+def list_runs(runs_dir: str | None, as_json: bool) -> None:
+    """List the runs, newest first."""
+    runs = [RunDir(path.parent.absolute()) for path in Path(runs_dir or "runs").glob("*/run.json")]
+    states = {run.path: run.read_run() for run in runs}
+    runs.sort(key=lambda run: states[run.path].get("created", 0.0), reverse=True)
+    open_slurm = [s for s in states.values() if s.get("backend") == "slurm" and "ended" not in s]
+    live = live_states(open_slurm) if open_slurm else {}
+    statuses = [
+        read_status(run, live) if states[run.path].get("backend") == "slurm" else _backend(run).status(run)
+        for run in runs
+    ]
+    if as_json:
+        print_json(statuses)
+    else:
+        print_runs(statuses)
+
+
+@click.command()
+@run_argument
+@runs_dir_option
+@click.option("--follow", "-f", is_flag=True, help="Go on printing until the run ends.")
+@click.option("--attempt", type=int, help="Only this attempt; default the newest.")
+@click.option("--all", "everything", is_flag=True, help="Every log of every attempt.")
+@click.option("--tail", "lines", type=int, default=200, show_default=True, help="Lines of each log.")
+def logs(name: str, runs_dir: str | None, *, follow: bool, attempt: int | None, everything: bool, lines: int) -> None:
+    """Print the logs of a run: the supervisor's and, by attempt and node, the workers'."""
+    run = find_run(name, runs_dir)
+    files = sorted(run.logs.glob("*.log"))
+    if not everything:
+        chosen = attempt or int(run.read_run().get("attempt", 0))
+        files = [file for file in files if file.name == "supervisor.log" or f"attempt-{chosen}-" in file.name]
+    if not files and not follow:
+        raise UsageError(Problem(run.name, "has no logs yet", "Wait until its job has started, or use --follow."))
+    for file in files:
+        click.echo(f"==> {file.name} <==")
+        for line in file.read_text(errors="replace").splitlines()[-lines:]:
+            click.echo(line)
+    if follow:
+        backend = _backend(run)
+        follow_logs(run, lambda: backend.status(run))
+
+
+@click.command()
+@run_argument
+@runs_dir_option
+@json_option
+@click.option("--now", is_flag=True, help="End it at once, without a checkpoint.")
+def cancel(name: str, runs_dir: str | None, as_json: bool, now: bool) -> None:
+    """End a run: a checkpoint first, unless --now. `resume` goes on with it."""
+    run = find_run(name, runs_dir)
+    backend = _backend(run)
+    before = backend.status(run)
+    if before.state in ("completed", "failed", "cancelled"):
+        raise UsageError(Problem(run.name, f"has ended already ({before.state})"))
+    done = backend.cancel(run, now=now)
+    if as_json:
+        print_json({"name": run.name, "done": done})
+    say(f"{run.name}: {done}")
+
+
+@click.command()
+@run_argument
+@runs_dir_option
+@json_option
+def resume(name: str, runs_dir: str | None, as_json: bool) -> None:
+    """Start a run that has ended again, from its newest good checkpoint."""
+    run = find_run(name, runs_dir)
+    backend = _backend(run)
+    state = backend.status(run).state
+    if state == "completed":
+        raise UsageError(Problem(run.name, "is completed", "Submit a new run to train further."))
+    script = run.path / SCRIPTS[str(run.read_run()["backend"])]
+    submission = backend.resume(run, str(script))
+    if as_json:
+        print_json(submission)
+    else:
+        click.echo(submission.name)

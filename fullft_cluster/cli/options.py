@@ -1,0 +1,132 @@
+"""Options that several commands share. Each is a dotted key of the configuration; a flag wins over other sources."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from fullft_cluster.config_load import Resolved, resolve
+from fullft_cluster.errors import Problem, UsageError
+from fullft_cluster.resources import share
+from fullft_cluster.rundir import RunDir
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+FLAGS: dict[str, str] = {
+    "model": "model",
+    "weights": "weights",
+    "data": "data.train",
+    "cluster": "cluster",
+    "backend": "backend",
+    "name": "name",
+    "runs_dir": "output.runs_dir",
+    "seq_len": "train.seq_len",
+    "global_batch_size": "train.global_batch_size",
+    "learning_rate": "train.learning_rate",
+    "epochs": "train.epochs",
+    "max_steps": "train.max_steps",
+    "nodes": "resources.nodes",
+    "gpus_per_node": "resources.gpus_per_node",
+    "gpus": "resources.gpus",
+    "max_gpus": "resources.max_gpus",
+    "micro_batch_size": "resources.micro_batch_size",
+    "offload": "resources.offload",
+    "partition": "slurm.partition",
+    "account": "slurm.account",
+    "qos": "slurm.qos",
+    "time": "slurm.time",
+}
+"""Name of a flag -> dotted key."""
+
+
+def _presets(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Return a completion of the names of YAML files in configs/KIND."""
+
+    def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+        names = sorted(path.stem for path in (share("configs") / kind).glob("*.yaml"))
+        return [name for name in names if name.startswith(incomplete)]
+
+    return complete
+
+
+_SOURCES = (
+    click.option(
+        "--config", "config_path", type=click.Path(path_type=Path), help="A YAML job file (see configs/jobs)."
+    ),
+    click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Set any key; wins over the YAML."),
+)
+_PLAN = (
+    click.option("--model", shell_complete=_presets("models"), help="7b, 13b, 30b, 65b, a config.json, or a hub id."),
+    click.option("--data", metavar="FILE.jsonl", help="Training rows."),
+    click.option("--cluster", shell_complete=_presets("clusters"), help="A cluster profile: a name or a YAML file."),
+    click.option("--backend", type=click.Choice(["local", "slurm"]), help="Where it runs."),
+    click.option("--seq-len", type=int, help="Tokens in a sequence. [default: 2048]"),
+    click.option("--global-batch-size", type=int, help="Sequences an optimizer step."),
+    click.option("--learning-rate", type=float, help="Peak learning rate; default by model size."),
+    click.option("--epochs", type=int, help="Passes over the data; default by rows."),
+    click.option("--max-steps", type=int, help="Stop after so many optimizer steps."),
+    click.option("--nodes", type=int, help="Exactly this many nodes."),
+    click.option("--gpus-per-node", type=int, help="GPUs of each node."),
+    click.option("--gpus", type=int, help="Exactly this many GPUs; default the fewest that fit."),
+    click.option("--max-gpus", type=int, help="At most this many GPUs."),
+    click.option("--micro-batch-size", type=int, help="Sequences a GPU computes at once."),
+    click.option("--offload", type=click.Choice(["none", "optimizer"]), help="What moves to host memory."),
+)
+_SUBMIT = (
+    click.option("--weights", help="A local path, a hub id, or `random`."),
+    click.option("--name", help="Name of the run; default made of model and data."),
+    click.option("--partition", help="SLURM partition."),
+    click.option("--account", help="SLURM account."),
+    click.option("--qos", help="SLURM QOS."),
+    click.option("--time", help="SLURM time limit of one attempt; a longer run is requeued. [default: 24:00:00]"),
+)
+runs_dir_option = click.option("--runs-dir", help="Directory of the run directories. [default: runs]")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+
+
+def _apply(options: tuple[Callable[[F], F], ...], command: F) -> F:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def plan_options(command: F) -> F:
+    """Add the options that decide a plan."""
+    return _apply((*_SOURCES, *_PLAN), command)
+
+
+def submit_options(command: F) -> F:
+    """Add the options that decide a job."""
+    return _apply((*_SOURCES, *_PLAN, *_SUBMIT, runs_dir_option), command)
+
+
+def resolved_from(options: dict[str, Any]) -> Resolved:
+    """Return the configuration that a command's options describe. Raises UsageError."""
+    flags = {FLAGS[name]: value for name, value in options.items() if name in FLAGS}
+    return resolve(flags, options.get("sets", ()), options.get("config_path"))
+
+
+def find_run(name: str, runs_dir: str | None) -> RunDir:
+    """Return the run of that name, or of that path. Raises UsageError when there is none."""
+    for path in (Path(runs_dir or "runs") / name, Path(name)):
+        if (path / "run.json").is_file():
+            return RunDir(path.absolute())
+    root = Path(runs_dir or "runs")
+    known = ", ".join(sorted(path.parent.name for path in root.glob("*/run.json"))[:20]) or "none"
+    raise UsageError(Problem(name, f"no such run in {root} (there: {known})", "Give a name, a path, or --runs-dir."))
+
+
+def print_json(value: Any) -> None:
+    """Print a value as indented JSON on stdout."""
+    click.echo(json.dumps(msgspec.to_builtins(value), indent=2))
+
+
+def say(text: str) -> None:
+    """Print prose on stderr."""
+    print(text, file=sys.stderr)

@@ -1,0 +1,165 @@
+"""The commands before a run: plan, render, submit, prepare, validate."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fullft_cluster.cli.options import json_option, plan_options, print_json, resolved_from, say, submit_options
+from fullft_cluster.config_load import Resolved
+from fullft_cluster.errors import Problem, UsageError
+from fullft_cluster.road import Ready, to_job, to_plan
+
+
+@click.command()
+@plan_options
+@json_option
+@click.option("--explain", is_flag=True, help="Show each quantity with its formula, source and origin.")
+def plan(as_json: bool, explain: bool, **options: Any) -> None:
+    """Show nodes, GPUs, memory, batch, time and disk for a model, and why."""
+    planned = to_plan(resolved_from(options))
+    if as_json:
+        click.echo(planned.plan.to_json(), nl=False)
+        return
+    from rich.console import Console
+
+    from fullft_cluster.plan_report import print_plan
+
+    print_plan(planned.plan, Console(), explain=explain)
+
+
+def _with_backend(resolved: Resolved) -> Resolved:
+    """Return the configuration with a backend: SLURM where none was named."""
+    return resolved if resolved.config.backend else resolved.changed(backend="slurm")
+
+
+def _ready(options: dict[str, Any], *, dry: bool) -> Ready:
+    ready = to_job(_with_backend(resolved_from(options)), os.environ, weights_must_exist=not dry)
+    for note in ready.notes:
+        say(note)
+    return ready
+
+
+@click.command()
+@submit_options
+@click.option("-o", "output", type=click.Path(path_type=Path), metavar="DIR", help="Write every file of the job there.")
+def render(output: Path | None, **options: Any) -> None:
+    """Print the exact script of a job, or write all its files (script, config, plan, DeepSpeed JSON) to DIR."""
+    ready = _ready(options, dry=True)
+    if output is None:
+        click.echo(ready.rendered.script, nl=False)
+        return
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        for name, text in ready.rendered.files.items():
+            (output / name).write_text(text)
+            click.echo(output / name)
+    except OSError as error:
+        raise UsageError(Problem(str(output), f"cannot be written: {error.strerror}", "Give a directory.")) from None
+
+
+@click.command()
+@submit_options
+@json_option
+@click.option("--dry-run", is_flag=True, help="Print the bytes that would be submitted and change nothing.")
+def submit(as_json: bool, dry_run: bool, **options: Any) -> None:
+    """Plan, render, prepare the data and submit. Prints the run's name."""
+    from fullft_cluster.backends import backend_of
+
+    ready = _ready(options, dry=dry_run)
+    if dry_run:
+        click.echo(ready.rendered.script, nl=False)
+        return
+    backend = backend_of(ready.job.backend)
+    backend.check()
+    run = _make_run_dir(ready)
+    try:
+        from fullft_cluster.config_load import read_config
+
+        submission = backend.submit(run, read_config(run.config), str(run.path / ready.rendered.script_name))
+    except BaseException:
+        shutil.rmtree(run.path, ignore_errors=True)  # nothing half-made is left behind
+        raise
+    say(f"run {submission.name} in {submission.run_dir}")
+    for label, job_id in (("prepare job", submission.prepare_job_id), ("training job", submission.job_id)):
+        if job_id:
+            say(f"{label} {job_id}")
+    say(f"follow it: fullft-cluster status {submission.name} --watch")
+    if as_json:
+        print_json(submission)
+    else:
+        click.echo(submission.name)
+
+
+def _make_run_dir(ready: Ready) -> Any:
+    """Make the run directory with every file of the job. Raises UsageError when it exists or cannot be made."""
+    from fullft_cluster.rundir import RunDir, write_atomic
+
+    run = RunDir(ready.run_dir)
+    try:
+        run.make()
+    except FileExistsError:
+        fix = f"Choose another --name, or go on with it: `fullft-cluster resume {run.name}`."
+        raise UsageError(Problem(str(run.path), "the run directory exists", fix)) from None
+    except OSError as error:
+        fix = "Give --runs-dir on a file system that every node sees."
+        raise UsageError(Problem(str(run.path), f"cannot be made: {error.strerror}", fix)) from None
+    for name, text in ready.rendered.files.items():
+        write_atomic(run.path / name, text)
+    state = "preparing"
+    run.update_run(
+        name=run.name,
+        backend=ready.job.backend,
+        state=state,
+        reason="data preparation",
+        created=time.time(),
+        attempt=0,
+        restarts=0,
+        job_id=None,
+        prepare_job_id=None,
+        world_size=ready.job.plan.gpus,
+    )
+    return run
+
+
+@click.command()
+@submit_options
+@click.option("--run", "run_path", type=click.Path(path_type=Path), help="Prepare the data of this run directory.")
+def prepare(run_path: Path | None, **options: Any) -> None:
+    """Tokenise and pack the data once, on CPUs. Prints the cache. Needs the `train` extra."""
+    command = [sys.executable, "-m", "fullft_cluster.train.prepare"]
+    if run_path is not None:
+        command += ["--run", str(run_path.absolute())]
+        raise click.exceptions.Exit(subprocess.run(command, check=False).returncode)
+    ready = _ready(options, dry=False)
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch)
+        for name, text in ready.rendered.files.items():
+            (path / name).write_text(text)
+        code = subprocess.run([*command, "--run", scratch], stdout=sys.stderr, check=False).returncode
+        if code:
+            raise click.exceptions.Exit(code)
+        import json
+
+        click.echo(json.loads((path / "data.json").read_text())["cache"])
+
+
+@click.command()
+@submit_options
+def validate(**options: Any) -> None:
+    """Check a configuration: every error at once. Prints the resolved values with their origins."""
+    from fullft_cluster.config_load import to_yaml
+
+    resolved = _with_backend(resolved_from(options))
+    click.echo(to_yaml(resolved), nl=False)
+    to_job(resolved, os.environ, weights_must_exist=False)
+    say("valid")

@@ -1,0 +1,125 @@
+"""The one road: sources -> Config -> Plan -> Job -> Rendered. Each command goes as far as it needs."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fullft_cluster.config_load import Resolved
+from fullft_cluster.errors import FullftError, Problem, UsageError
+from fullft_cluster.job import Job, make_job
+from fullft_cluster.model import ModelSpec, load_model
+from fullft_cluster.plan import Plan
+from fullft_cluster.planner import make_plan
+from fullft_cluster.quoting import check_name
+from fullft_cluster.render import Rendered, render
+from fullft_cluster.rows import scan_rows
+from fullft_cluster.weights import Weights, find_weights
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and what it was made from."""
+
+    resolved: Resolved
+    model: ModelSpec
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A job, its bytes, and what the user should know before it is queued."""
+
+    job: Job
+    rendered: Rendered
+    run_dir: Path
+    notes: tuple[str, ...]
+
+
+def to_plan(resolved: Resolved) -> Planned:
+    """Plan a configuration: read the model's shape, count the data's rows. Raises UsageError and DoesNotFitError."""
+    config = resolved.config
+    if config.model is None:
+        fix = "Write --model 7b (13b, 30b, 65b, tiny, small), a path to a config.json, or a hub id."
+        raise UsageError(Problem("model", "is missing", fix))
+    model = load_model(config.model)
+    rows = scan_rows(Path(config.data.train)).rows if config.data.train else None
+    return Planned(resolved, model, make_plan(config, model, resolved.cluster, rows))
+
+
+def to_job(resolved: Resolved, environ: Mapping[str, str], *, weights_must_exist: bool) -> Ready:
+    """Go on to the rendered job, collecting every problem on the way before raising.
+
+    Weights that cannot be found are a note instead of an error unless `weights_must_exist` (a dry run may be made
+    where they are not).
+    """
+    resolved = _absolute(resolved)
+    config = resolved.config
+    problems: list[Problem] = []
+    if config.data.train is None:
+        problems.append(Problem("data.train", "is missing", "Write --data train.jsonl."))
+    run_dir = None
+    try:
+        run_dir = _run_dir(resolved)
+    except UsageError as error:
+        problems += error.problems
+    try:
+        planned = to_plan(resolved)
+    except UsageError as error:
+        raise UsageError([*problems, *error.problems]) from None
+    notes: list[str] = []
+    ref = config.weights or planned.model.weights
+    try:
+        weights = find_weights(ref, planned.model.tokenizer, environ)
+        notes += [f"weights {weights.ref}: {weights.note}"] if weights.note else []
+    except UsageError as error:
+        if weights_must_exist:
+            problems += error.problems
+        weights = Weights(ref=str(ref), kind="hub")
+        notes += [f"a submit from here would be refused: {problem}" for problem in error.problems]
+    if problems or run_dir is None:
+        raise UsageError(problems)
+    final = resolved.changed(weights=weights.ref, name=run_dir.name)
+    job = make_job(final, planned.plan, run_dir, sys.executable)
+    return Ready(job, render(job), run_dir, tuple(notes))
+
+
+def _absolute(resolved: Resolved) -> Resolved:
+    """Return the configuration with every path absolute: a job does not start in the directory of its submit."""
+    config = resolved.config
+    runs_dir = Path(config.output.runs_dir).expanduser().absolute()
+    cache_dir = Path(config.data.cache_dir).expanduser().absolute() if config.data.cache_dir else runs_dir / ".cache"
+    model = config.model
+    if model and Path(model).expanduser().exists() and ("/" in model or model.endswith(".json")):
+        model = str(Path(model).expanduser().absolute())
+    train = str(Path(config.data.train).expanduser().absolute()) if config.data.train else None
+    return resolved.changed(
+        model=model, data__train=train, data__cache_dir=str(cache_dir), output__runs_dir=str(runs_dir)
+    )
+
+
+def _run_dir(resolved: Resolved) -> Path:
+    """Return the run directory: the given name's, or the first free one of the name made of model and data.
+
+    Raises UsageError when the given name is no name or is taken.
+    """
+    config = resolved.config
+    runs_dir = Path(config.output.runs_dir)
+    if config.name is not None:
+        path = runs_dir / check_name(config.name)
+        if path.exists():
+            fix = f"Choose another name, or go on with it: `fullft-cluster resume {config.name}`."
+            raise UsageError(Problem("--name", f"the run directory {path} exists", fix))
+        return path
+    stem = Path(config.data.train or "data").stem
+    model = Path(config.model or "model")
+    shown = model.parent.name if model.name == "config.json" else model.name
+    base = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{shown}-{stem}").strip("-._")[:56].strip("-._") or "run"
+    candidates = [base, *(f"{base}-{number}" for number in range(2, 1000))]
+    for candidate in candidates:
+        if not (runs_dir / candidate).exists():
+            return runs_dir / check_name(candidate)
+    raise FullftError(Problem("--name", f"{runs_dir} holds a thousand runs of {base}", "Choose a name."))

@@ -1,0 +1,149 @@
+"""The noun Status: what a run is doing, from its directory and from what the scheduler says of its jobs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from fullft_cluster.plan import Frozen, Plan
+from fullft_cluster.rundir import RunDir, read_json, read_lines
+from fullft_cluster.runtime import evidence
+from fullft_cluster.slurm_cli import FINAL_STATES, JobState
+
+State = Literal["preparing", "pending", "running", "requeued", "completed", "failed", "cancelled", "unknown"]
+ENDED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
+
+
+class Status(Frozen, frozen=True):
+    """One run now. Keys are stable: `status --json` prints them."""
+
+    name: str
+    run_dir: str
+    backend: str
+    state: State
+    reason: str
+    job_id: str | None
+    prepare_job_id: str | None
+    attempt: int
+    restarts: int
+    nodes: list[str]
+    step: int | None
+    total_steps: int | None
+    loss: float | None
+    learning_rate: float | None
+    tokens_per_second: float | None
+    mfu: float | None
+    eta_seconds: float | None
+    last_checkpoint_step: int | None
+    heartbeat_age_seconds: float | None
+    export: str | None
+    """Directory that from_pretrained loads, once it is there."""
+    attempts: list[dict[str, Any]]
+    """The lines of attempts.jsonl."""
+
+
+Live = Mapping[str, JobState]
+"""What the scheduler says, by job id; empty where it was not asked or does not know."""
+
+
+def read_status(run: RunDir, live: Live, *, supervisor_alive: bool = True, now: float | None = None) -> Status:
+    """Return the status of a run directory; unknown parts of a young or half-written run are None."""
+    state = run.read_run()
+    attempts = list(read_lines(run.attempts))
+    last = _last_metric(run)
+    total = last.get("total_steps") or state.get("total_steps") or _planned_steps(run)
+    name, reason = _state(run, state, live, supervisor_alive)
+    beats = [beat["time"] for beat in evidence.heartbeats(run)]
+    step = last.get("step")
+    running = name == "running"
+    moment = time.time() if now is None else now
+    return Status(
+        name=run.name,
+        run_dir=str(run.path),
+        backend=str(state.get("backend", "unknown")),
+        state=name,
+        reason=reason,
+        job_id=state.get("job_id"),
+        prepare_job_id=state.get("prepare_job_id"),
+        attempt=state.get("attempt", 0),
+        restarts=state.get("restarts", 0),
+        nodes=list(state.get("nodes", ())) if running else [],
+        step=step,
+        total_steps=total,
+        loss=last.get("loss"),
+        learning_rate=last.get("lr"),
+        tokens_per_second=last.get("tokens_per_second"),
+        mfu=last.get("mfu"),
+        eta_seconds=_eta(run, step, total) if running else None,
+        last_checkpoint_step=evidence.newest_committed_step(run),
+        heartbeat_age_seconds=round(moment - max(beats), 1) if beats and running else None,
+        export=str(run.export) if (run.export / "config.json").is_file() else None,
+        attempts=attempts,
+    )
+
+
+def _state(run: RunDir, state: Mapping[str, Any], live: Live, supervisor_alive: bool) -> tuple[State, str]:
+    """Return the run's state and the reason for it."""
+    recorded: State = state.get("state", "unknown")
+    reason = str(state.get("reason", ""))
+    if recorded in ENDED:
+        return recorded, reason
+    if state.get("backend") == "local":
+        if recorded in ("running", "requeued") and not supervisor_alive:
+            return (
+                "failed",
+                "its supervisor is gone (killed, or the machine restarted). `fullft-cluster resume` goes on.",
+            )
+        return recorded, reason
+    if recorded in ("running", "requeued", "pending", "preparing") and state.get("job_id"):
+        return _slurm_state(run, state, live)
+    return recorded, reason
+
+
+def _slurm_state(run: RunDir, state: Mapping[str, Any], live: Live) -> tuple[State, str]:
+    job = live.get(str(state["job_id"]))
+    prepare = live.get(str(state.get("prepare_job_id")))
+    if prepare is not None and prepare.state in FINAL_STATES - {"COMPLETED"}:
+        report = read_json(run.path / "exits" / "prepare.json") or {}
+        words = report.get("message") or f"the job ended {prepare.state}; see {run.logs / 'prepare'}"
+        if prepare.state == "CANCELLED" and not report:
+            return "cancelled", "the preparation job was cancelled"
+        return "failed", f"data preparation: {words}"
+    if job is None:
+        return state.get("state", "unknown"), "the scheduler does not answer, or no longer knows the job"
+    if job.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"):
+        if state.get("attempt"):
+            return "requeued", f"{state.get('reason') or 'requeued by SLURM'}; waiting: {job.reason or job.state}"
+        return ("preparing", "data preparation") if job.reason == "Dependency" else ("pending", job.reason)
+    if job.state in ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"):
+        return "running", "" if job.state == "RUNNING" else job.state
+    if job.state == "CANCELLED":
+        return "cancelled", "the job was cancelled in SLURM"
+    return "failed", f"the job ended {job.state} in SLURM"
+
+
+def _last_metric(run: RunDir) -> dict[str, Any]:
+    last: dict[str, Any] = {}
+    for line in read_lines(run.metrics):
+        last = line
+    return last
+
+
+def _planned_steps(run: RunDir) -> int | None:
+    try:
+        return Plan.from_json(run.plan.read_bytes()).time.total_steps
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _eta(run: RunDir, step: int | None, total: int | None) -> float | None:
+    """Return the seconds left at the pace of this attempt's last 20 log steps."""
+    if step is None or total is None:
+        return None
+    lines = list(read_lines(run.metrics))[-20:]
+    lines = [line for line in lines if line.get("attempt") == lines[-1].get("attempt")]
+    steps = int(lines[-1]["step"]) - int(lines[0]["step"])
+    if steps <= 0:
+        return None
+    return round(float(total - step) * float(lines[-1]["time"] - lines[0]["time"]) / steps, 1)
