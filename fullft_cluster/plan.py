@@ -67,7 +67,7 @@ class Time(Frozen, frozen=True):
     gpu_hours: float | None
 
 
-class Plan(Frozen, kw_only=True):
+class Plan(Frozen, frozen=True, kw_only=True):
     """Everything that rendering, the DeepSpeed JSON and the workers need to know; no number is kept twice."""
 
     version: int = 1
