@@ -69,11 +69,7 @@ def resolve(flags: Mapping[str, Any], sets: Sequence[str], path: Path | None) ->
     chosen = _merged(yaml.data, assigned, given)
     name = str(chosen.get("cluster") or DEFAULT_CLUSTER.get(str(chosen.get("backend")), "a100-80gb"))
     cluster = load_cluster(name)
-    overlay = dict(cluster.config)
-    where_profile = f"cluster profile {cluster.name}: config"
-    problems += check(Config, overlay, lambda key: where_profile, FOREIGN_NAMES)
-    if problems:
-        raise UsageError(problems)
+    overlay = dict(cluster.config)  # checked by load_cluster
     origins: dict[str, str] = {}
     for source, data in (
         (f"cluster {cluster.name}", overlay),
