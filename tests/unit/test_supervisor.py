@@ -1,0 +1,251 @@
+"""The supervisor with scripted workers: what it writes, decides and requeues. Real processes and files, no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fullft_cluster.config_load import resolve, to_yaml
+from fullft_cluster.errors import SchedulerError
+from fullft_cluster.model import load_model
+from fullft_cluster.planner import make_plan
+from fullft_cluster.rundir import RunDir, append_line, read_lines, write_atomic, write_json
+from fullft_cluster.runtime.policy import Decision
+from fullft_cluster.runtime.supervisor import Supervisor
+
+NODES = ("node1",)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    resolved = resolve({"backend": "local", "model": "tiny", "train.max_steps": 10}, [], None)
+    run = RunDir(tmp_path / "run")
+    run.make()
+    write_atomic(run.config, to_yaml(resolved))
+    plan = make_plan(resolved.config, load_model("tiny"), resolved.cluster, 100)
+    assert plan.gpus == 2
+    write_atomic(run.plan, plan.to_json())
+    run.update_run(name="run", backend="local", state="pending", attempt=0, restarts=0)
+    return run
+
+
+class Script:
+    """A platform whose attempts end as they are told to."""
+
+    def __init__(self, run: RunDir, *lives: Callable[[RunDir, int], None], here: bool = True) -> None:
+        self.run, self.lives, self.here = run, list(lives), here
+        self.requeued: list[tuple[str, tuple[str, ...]]] = []
+        self.life: str | None = None
+        self.past: str | None = None
+        self.down: tuple[str, ...] = ()
+        self.reason = "time_limit"
+        self.killed = False
+
+    def nodes(self) -> tuple[str, ...]:
+        return NODES
+
+    def start(self, run: RunDir, attempt: int) -> subprocess.Popen[bytes]:
+        life = self.lives.pop(0)
+        if getattr(life, "endless", False):
+            return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        life(run, attempt)
+        return subprocess.Popen(["true"])
+
+    def kill(self, child: subprocess.Popen[bytes]) -> None:
+        self.killed = True
+        child.kill()
+
+    def why(self, signum: int, lead_seconds: int) -> str:
+        return self.reason
+
+    def life_state(self) -> str | None:
+        return self.life
+
+    def past_life_state(self) -> str | None:
+        return self.past
+
+    def bad_nodes(self, nodes: tuple[str, ...]) -> tuple[str, ...]:
+        return self.down
+
+    def requeue(self, decision: Decision, excluded: tuple[str, ...]) -> bool:
+        self.requeued.append((decision.cause, excluded))
+        return self.here
+
+
+def ends(*codes: int, kind: str = "other", steps: Sequence[int] = (), commit: int | None = None) -> Callable[[RunDir, int], None]:
+    """A life: logs some steps, commits a checkpoint perhaps, and ends with these exit codes."""
+
+    def life(run: RunDir, attempt: int) -> None:
+        for step in steps:
+            append_line(run.metrics, {"step": step, "loss": 1.0, "attempt": attempt, "time": time.time()})
+        if commit is not None:
+            directory = run.checkpoints / f"step-{commit}"
+            directory.mkdir()
+            (directory / "COMPLETE").write_text("{}")
+        for rank, code in enumerate(codes):
+            report = {"rank": rank, "exit_code": code, "kind": kind, "message": "words", "step": steps[-1] if steps else 0}
+            write_json(run.exits(attempt) / f"rank-{rank}.json", report)
+        write_json(run.exits(attempt) / "node-0.json", {"node": "node1", "node_rank": 0, "exit_codes": list(codes)})
+
+    return life
+
+
+def endless(run: RunDir, attempt: int) -> None:
+    """A life that stands still until it is ended."""
+
+
+endless.endless = True  # type: ignore[attr-defined]
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr("fullft_cluster.runtime.supervisor.RETRY_SECONDS", 0.0)
+    monkeypatch.setattr("fullft_cluster.runtime.supervisor.POLL_SECONDS", 0.02)
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)}
+    yield
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
+
+
+def supervise(run: RunDir, platform: Any) -> tuple[int, list[dict[str, Any]], dict[str, Any]]:
+    code = Supervisor(run, platform).supervise()
+    return code, list(read_lines(run.attempts)), run.read_run()
+
+
+def test_requeued_then_done(run: RunDir) -> None:
+    write_json(run.stop, {"reason": "time_limit"})  # honoured by a life before: a new attempt takes it away
+    platform = Script(run, ends(75, 75, kind="stopped", steps=[1, 2], commit=2), ends(0, 0, kind="done", steps=[3, 4]))
+    code, attempts, state = supervise(run, platform)
+    assert code == 0
+    assert [line["cause"] for line in attempts] == ["stop_requested", "done"]
+    assert [line["decision"] for line in attempts] == ["requeue", "done"]
+    assert [(line["first_step"], line["last_step"]) for line in attempts] == [(1, 2), (3, 4)]
+    assert attempts[0]["seconds_lost"] == 0
+    assert attempts[0]["exit_codes"] == [75, 75]
+    assert (state["state"], state["attempt"], state["restarts"]) == ("completed", 2, 1)
+    assert not run.stop.exists()
+
+
+def test_the_scheduler_makes_the_next_attempt_elsewhere(run: RunDir) -> None:
+    platform = Script(run, ends(75, 75, kind="stopped", commit=1), here=False)
+    code, attempts, state = supervise(run, platform)
+    assert code == 0
+    assert platform.requeued == [("stop_requested", ())]
+    assert state["state"] == "requeued"
+    assert len(attempts) == 1
+
+
+def test_a_refused_requeue_is_said(run: RunDir) -> None:
+    class Refusing(Script):
+        def requeue(self, decision: Decision, excluded: tuple[str, ...]) -> bool:
+            raise SchedulerError("scontrol: Requested operation is presently disabled")
+
+    with pytest.raises(SchedulerError):
+        supervise(run, Refusing(run, ends(75, 75, kind="stopped", commit=1)))
+    assert run.read_run()["state"] == "failed"
+    assert "presently disabled" in run.read_run()["reason"]
+
+
+def test_a_fault_is_given_up_and_the_log_names_the_worker(run: RunDir) -> None:
+    code, attempts, state = supervise(run, Script(run, ends(1, 93, kind="data")))
+    assert code == 1
+    assert attempts[0]["cause"] == "data"
+    assert state["state"] == "failed"
+    assert "rank 1 on node1 exited 93" in state["reason"]
+
+
+def test_failures_without_progress_are_counted_over_lives(run: RunDir) -> None:
+    platform = Script(run, *[ends(1, 1) for _ in range(9)])
+    code, attempts, _ = supervise(run, platform)
+    assert code == 1
+    assert [line["decision"] for line in attempts] == ["requeue", "requeue", "requeue", "stop"]
+
+
+def test_a_lost_node_is_excluded(run: RunDir) -> None:
+    platform = Script(run, ends(1, -9), here=False)
+    platform.down = NODES
+    _, attempts, state = supervise(run, platform)
+    assert platform.requeued == [("node_fail", NODES)]
+    assert state["excluded_nodes"] == ["node1"]
+    assert attempts[0]["decision"] == "requeue_without_node"
+
+
+def test_a_signal_becomes_control_stop(run: RunDir) -> None:
+    platform = Script(run, endless, here=False)
+    platform.reason = "preempted"
+    supervisor = Supervisor(run, platform)
+    supervisor.install_handlers()
+
+    def warn() -> None:
+        while not supervisor.run.read_run().get("attempt"):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        while not run.stop.exists():
+            time.sleep(0.01)
+        ends(75, 75, kind="stopped", steps=[1], commit=1)(run, 1)
+        children = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "time.sleep"], capture_output=True, check=True)
+        os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+
+    thread = threading.Thread(target=warn)
+    thread.start()
+    assert supervisor.supervise() == 0
+    thread.join()
+    assert json.loads(run.stop.read_bytes())["reason"] == "preempted"
+    assert [line["cause"] for line in read_lines(run.attempts)] == ["preempted"]
+
+
+def test_a_heartbeat_that_stands_still_is_a_hang(run: RunDir) -> None:
+    platform = Script(run, endless, here=False)
+    supervisor = Supervisor(run, platform)
+    from msgspec.structs import replace
+
+    supervisor.config = replace(supervisor.config, survival=replace(supervisor.config.survival, hang_seconds=1))
+    supervisor.supervise()
+    assert platform.killed
+    assert [line["cause"] for line in read_lines(run.attempts)] == ["hang"]
+
+
+def test_cancelled_before_it_started(run: RunDir) -> None:
+    write_json(run.stop, {"reason": "cancelled"})
+    code, attempts, state = supervise(run, Script(run))
+    assert (code, attempts, state["state"]) == (0, [], "cancelled")
+
+
+@pytest.mark.parametrize(
+    ("past", "cause"),
+    [("NODE_FAIL", "node_fail"), ("PREEMPTED", "preempted"), ("REQUEUED", "operator_requeue")],
+)
+def test_an_attempt_whose_supervisor_died_gets_its_line(run: RunDir, past: str, cause: str) -> None:
+    started = time.time() - 100
+    run.update_run(state="running", attempt=1, attempt_started=started, nodes=["node1"], started_from_step=None)
+    run.exits(1).mkdir(parents=True)
+    for step in (1, 2, 3):
+        append_line(run.metrics, {"step": step, "loss": 1.0, "attempt": 1, "time": started + step})
+    run.beat(0, 3, "train")
+    platform = Script(run, ends(0, 0, kind="done", steps=[1, 2, 3, 4]))
+    platform.past = past
+    code, attempts, state = supervise(run, platform)
+    assert code == 0
+    assert [line["cause"] for line in attempts] == [cause, "done"]
+    assert attempts[0]["exit_codes"] == [None, None]
+    assert (attempts[0]["first_step"], attempts[0]["last_step"]) == (1, 3)
+    assert attempts[0]["seconds_lost"] > 0
+    assert (state["attempt"], state["state"]) == (2, "completed")
+
+
+def test_a_lost_attempt_that_said_93_stays_stopped(run: RunDir) -> None:
+    run.update_run(state="running", attempt=1, attempt_started=time.time(), nodes=["node1"])
+    run.exits(1).mkdir(parents=True)
+    ends(93, 1, kind="config")(run, 1)
+    code, attempts, state = supervise(run, Script(run))
+    assert (code, state["state"], len(attempts)) == (1, "failed", 1)
