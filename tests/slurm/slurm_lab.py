@@ -119,12 +119,12 @@ class Lab:
         wait_until("every node to be idle", idle, 90, lambda: self.run("sinfo", "-N", "-l"))
 
     # --- its commands
-    def run(self, *command: str, check: bool = True, stdin: str = "") -> str:
-        """Run a command of SLURM; return its stdout."""
+    def run(self, *command: str, check: bool = True, stdin: str = "", strip: bool = True) -> str:
+        """Run a command of SLURM; return its stdout, without the blanks around it unless `strip` is false."""
         done = subprocess.run(command, env=self.env, input=stdin, capture_output=True, text=True, check=False)
         if check and done.returncode:
             raise RuntimeError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
-        return done.stdout.strip()
+        return done.stdout.strip() if strip else done.stdout
 
     def sbatch(self, *options: str, script: str) -> str:
         """Submit a script by stdin; return the job's id."""
