@@ -1,4 +1,4 @@
-"""checkpoints: a kill or power loss at any moment leaves the newest committed one or the one before, never half a one."""
+"""checkpoints: a kill or power loss at any moment leaves the newest committed one or the one before."""
 
 import os
 import shutil

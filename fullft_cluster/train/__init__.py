@@ -1,0 +1,1 @@
+"""What runs inside the allocation: the only part that imports torch, transformers and deepspeed."""

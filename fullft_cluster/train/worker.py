@@ -1,0 +1,137 @@
+"""One training process; the node agent starts as many on each node as it has GPUs.
+
+    RANK=.. LOCAL_RANK=.. WORLD_SIZE=.. LOCAL_WORLD_SIZE=.. MASTER_ADDR=.. MASTER_PORT=.. \\
+        python -m fullft_cluster.train.worker --run RUN --attempt K
+
+Exit codes: 0 finished, 75 stopped on request, 93 a fault that a restart repeats, 1 anything else; see exits.py. Each
+rank says more in RUN/exits/attempt-K/rank-R.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from fullft_cluster.errors import FullftError
+from fullft_cluster.rundir import RunDir
+from fullft_cluster.train import exits
+from fullft_cluster.train.setup import Identity, Job, quiet_environment, read_job
+from fullft_cluster.train.stop import StopFlag
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train, say how it ended, and leave the process without running its finalizers."""
+    stop = StopFlag()
+    stop.install()
+    parser = argparse.ArgumentParser(description="One training process of a run.")
+    parser.add_argument("--run", required=True, metavar="RUN", help="the run directory")
+    parser.add_argument("--attempt", required=True, type=int, help="number of this attempt, from 1")
+    options = parser.parse_args(arguments)
+    run = RunDir(Path(options.run).absolute())
+    try:
+        identity = Identity.from_environment(os.environ)
+    except FullftError as error:
+        print(error, file=sys.stderr, flush=True)
+        _leave(exits.PERMANENT)
+    _leave(work(run, options.attempt, identity, stop))
+
+
+def _leave(code: int) -> None:
+    """End at once: a gloo thread that wants the interpreter while it finalizes would abort (134) after a success."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def work(run: RunDir, attempt: int, identity: Identity, stop: StopFlag) -> int:
+    """Train and write this rank's exit report; return the exit code."""
+    progress = exits.Progress()
+    try:
+        run.beat(identity.rank, 0, "load")
+        stopped = train(read_job(run, attempt, identity), stop, progress)
+        code, kind, message = (exits.STOPPED, "stopped", "stopped on request") if stopped else (exits.DONE, "done", "")
+    except BaseException as error:
+        code, kind = exits.classify(error)
+        message = str(error).strip() or type(error).__name__
+        if isinstance(error, FullftError):
+            print(message, file=sys.stderr, flush=True)
+        else:
+            traceback.print_exc()
+    report = exits.ExitReport(
+        rank=identity.rank, exit_code=code, kind=kind, message=message[-2000:], step=progress.step,
+        resumed_from=progress.resumed_from, committed_step=progress.committed_step,
+    )  # fmt: skip
+    try:
+        report.write(run, attempt)
+    except OSError as error:
+        print(f"cannot write the exit report: {error}", file=sys.stderr)
+    return code
+
+
+def train(job: Job, stop: StopFlag, progress: exits.Progress) -> bool:
+    """Set up, resume, train and export; return whether it was stopped before the end."""
+    import torch
+
+    quiet_environment(os.environ, cuda=torch.cuda.is_available())
+    import torch.distributed as dist
+
+    from fullft_cluster.train import checkpointing, export
+    from fullft_cluster.train.data import Order, PackedData
+    from fullft_cluster.train.engine import DeepSpeedEngine, compute_device
+    from fullft_cluster.train.loop import Trainer
+    from fullft_cluster.train.metrics import Metrics
+
+    device = compute_device(job.identity.local_rank)
+    start_process_group(job)
+    data = PackedData(Path(job.data["cache"]))
+    plan = job.plan
+    order = Order(
+        blocks=len(data), global_batch_size=plan.global_batch_size, epochs=plan.epochs, max_steps=plan.max_steps,
+        seed=plan.seed,
+    )  # fmt: skip
+    engine = DeepSpeedEngine(job, device, order.total_steps)
+    fresh = checkpointing.TrainerState(
+        step=0, tokens=0, data_key=data.meta.key, seed=plan.seed, seq_len=plan.seq_len,
+        global_batch_size=plan.global_batch_size,
+    )  # fmt: skip
+    found = checkpointing.resume(job, engine, fresh)
+    progress.step = (found or fresh).step
+    if found:
+        progress.resumed_from = progress.committed_step = found.step
+    trainer = Trainer(job, engine, data, order, stop)
+    state, stopped = trainer.run(found or fresh, progress, Metrics(job.run, plan, job.attempt, peak_tflops(job)))
+    if not stopped:
+        trainer.beat(state.step, "export")
+        export.export(job, engine, state.step)
+    dist.barrier()
+    return stopped
+
+
+def start_process_group(job: Job) -> None:
+    """Connect the ranks: nccl on CUDA, gloo on CPUs; set the threads of a CPU process to its share of the cores."""
+    import deepspeed
+    import torch
+
+    if not torch.cuda.is_available():
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(max(1, cores // job.identity.local_world_size))
+        # Its shared-memory collectives are compiled at the first start (25 s, and a compiler); gloo serves without.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    limit = max(1800, 2 * job.config.survival.hang_seconds)  # the supervisor sees a hang before the collectives do
+    deepspeed.init_distributed(timeout=datetime.timedelta(seconds=limit))
+
+
+def peak_tflops(job: Job) -> float | None:
+    """Return the dense bf16 peak of the plan's GPU in TFLOP/s, None for a CPU."""
+    from fullft_cluster.hardware import CPU, load_gpu
+
+    return None if job.plan.gpu == CPU else load_gpu(job.plan.gpu).peak_tflops
+
+
+if __name__ == "__main__":
+    main()
