@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,9 +41,16 @@ class JobState(Frozen, frozen=True):
     nodes: str = ""
 
 
-def call(command: Sequence[str], *, input_text: str | None = None, cwd: Path | None = None) -> str:
+def _ignore_term() -> None:
+    """Run in the child before exec. An ignored signal stays ignored there."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def call(command: Sequence[str], *, cwd: Path | None = None, shielded: bool = False) -> str:
     """Run one of SLURM's commands and return its stdout.
 
+    ``shielded``: it goes on when SLURM ends the job that it runs in. `scontrol requeue` of its own job is sent SIGTERM
+    with the whole batch step, often before it has its answer.
     Raises SchedulerError in the command's own words when it is missing, fails or does not answer within a minute.
     """
     if shutil.which(command[0]) is None:
@@ -55,7 +63,13 @@ def call(command: Sequence[str], *, input_text: str | None = None, cwd: Path | N
         )
     try:
         done = subprocess.run(
-            command, input=input_text, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+            command,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_SECONDS,
+            check=False,
+            preexec_fn=_ignore_term if shielded else None,  # noqa: PLW1509 - the supervisor has one thread
         )
     except subprocess.TimeoutExpired:
         raise SchedulerError(
@@ -67,10 +81,10 @@ def call(command: Sequence[str], *, input_text: str | None = None, cwd: Path | N
     return done.stdout
 
 
-def try_call(command: Sequence[str]) -> str | None:
+def try_call(command: Sequence[str], *, shielded: bool = False) -> str | None:
     """Return the stdout, or None when the command is missing or fails: for questions whose answer is optional."""
     try:
-        return call(command)
+        return call(command, shielded=shielded)
     except SchedulerError:
         return None
 

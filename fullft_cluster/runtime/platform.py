@@ -16,7 +16,7 @@ from fullft_cluster.runtime.node import die_with_parent
 from fullft_cluster.runtime.policy import Decision
 from fullft_cluster.units import slurm_time_seconds
 
-PREEMPTION_SLACK_SECONDS = 120
+WARNING_SLACK_SECONDS = 120
 """slurmctld looks at time limits every 30 s and warns up to that much early; the rest is for a slow controller."""
 
 
@@ -131,30 +131,38 @@ class SlurmPlatform:
         child.terminate()
 
     def why(self, signum: int, lead_seconds: int) -> str:
-        """Ask the controller: preemption and the time limit send the same signal, a requeue and a cancel as well."""
+        """Ask the controller: preemption and the time limit send the same signal, a requeue and a cancel as well.
+
+        While a job completes, `scontrol show job` says COMPLETING whatever the cause, so its other fields are read.
+        """
         fields = slurm_cli.job_fields(self.job_id)
-        state = fields.get("JobState", "")
-        if fields.get("PreemptTime", "None") not in ("None", "Unknown", "N/A") or state == "PREEMPTED":
+        if fields.get("PreemptTime", "None") not in ("None", "Unknown", "N/A"):
             return "preempted"
-        if state in ("TIMEOUT", "DEADLINE"):
-            return "time_limit"
-        if state == "CANCELLED":
-            return "cancelled"
-        if signum != signal.SIGUSR1:
-            return "operator_requeue" if state in ("PENDING", "REQUEUED", "COMPLETING") else "terminated"
-        left = _seconds_left(self.job_id)
-        if left is None or left <= lead_seconds + PREEMPTION_SLACK_SECONDS:
-            return "time_limit"
-        return "stop_requested"
+        if signum == signal.SIGUSR1:
+            left = _seconds_left(self.job_id)
+            soon = left is None or left <= lead_seconds + WARNING_SLACK_SECONDS
+            return "time_limit" if soon else "stop_requested"
+        if self._requeued(fields) or not fields:
+            return "terminated"  # by whom, accounting says when this life has ended
+        return "time_limit" if _over_time(fields) else "cancelled"
+
+    def _requeued(self, fields: dict[str, str]) -> bool:
+        """Return whether SLURM has requeued this job already: it counts a restart more than this life was told."""
+        return int(fields.get("Restarts", "0")) > int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
     def life_state(self) -> str | None:
-        """Return the job's state when it is no longer plainly running."""
-        state = slurm_cli.job_fields(self.job_id).get("JobState")
+        """Return the state in which this life ends, where SLURM has decided that already."""
+        fields = slurm_cli.job_fields(self.job_id)
+        if self._requeued(fields):
+            return slurm_cli.past_life_state(self.job_id) or "REQUEUED"
+        state = fields.get("JobState")
         return state if state in slurm_cli.FINAL_STATES else None
 
     def past_life_state(self) -> str | None:
         """Return how accounting says that the life before this one ended."""
-        return slurm_cli.past_life_state(self.job_id)
+        if not int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+            return None  # a new job of a resumed run
+        return slurm_cli.past_life_state(self.job_id) or "REQUEUED"
 
     def bad_nodes(self, nodes: tuple[str, ...]) -> tuple[str, ...]:
         """Return the nodes that SLURM calls down or not responding."""
@@ -165,12 +173,20 @@ class SlurmPlatform:
 
         SLURM ends this very process soon after: everything worth keeping is written before.
         """
-        state = slurm_cli.job_fields(self.job_id).get("JobState", "RUNNING")
-        if state not in ("PENDING", "REQUEUED", "NODE_FAIL", "PREEMPTED"):
-            slurm_cli.call(["scontrol", "requeue", self.job_id])
+        if not self._requeued(slurm_cli.job_fields(self.job_id)):
+            slurm_cli.call(["scontrol", "requeue", self.job_id], shielded=True)
         if excluded:
             # Only a pending job takes it, which this one is by now.
-            slurm_cli.try_call(["scontrol", "update", f"JobId={self.job_id}", f"ExcNodeList={','.join(excluded)}"])
+            nodes = ",".join(excluded)
+            slurm_cli.try_call(["scontrol", "update", f"JobId={self.job_id}", f"ExcNodeList={nodes}"], shielded=True)
+        return False
+
+
+def _over_time(fields: dict[str, str]) -> bool:
+    """Return whether a job has run as long as it may."""
+    try:
+        return slurm_time_seconds(fields["RunTime"]) >= slurm_time_seconds(fields["TimeLimit"])
+    except (KeyError, ValueError):  # UNLIMITED, or fields of another version
         return False
 
 

@@ -58,7 +58,8 @@ SCHEDULER_CAUSES: dict[str, Cause] = {
 }
 """SLURM's states (``man squeue``, JOB STATE CODES) that explain an end by themselves."""
 
-REQUESTED: frozenset[str] = frozenset({"time_limit", "preempted", "operator_requeue", "stop_requested", "terminated"})
+_REASONS: tuple[Cause, ...] = ("time_limit", "preempted", "operator_requeue", "stop_requested", "terminated")
+REQUESTED: frozenset[str] = frozenset(_REASONS)
 """Ends that somebody asked for: not the run's fault."""
 
 
@@ -150,12 +151,14 @@ def describe(worker: WorkerExit) -> str:
 def _stopped_cause(evidence: Evidence) -> Cause | None:
     """Return the cause when somebody asked for the end, else None."""
     by_scheduler = SCHEDULER_CAUSES.get(evidence.scheduler_state or "")
+    asked: Cause | None = next((cause for cause in _REASONS if cause == evidence.stop_reason), None)
     if by_scheduler in REQUESTED:
-        # The warning's own reason is finer: after our `scontrol requeue` the scheduler says REQUEUED for any of them.
-        return evidence.stop_reason if evidence.stop_reason in REQUESTED else by_scheduler  # type: ignore[return-value]
+        # The warning's reason is finer: after our own `scontrol requeue` the scheduler says REQUEUED for any of them.
+        # A bare SIGTERM has no reason of its own.
+        return by_scheduler if asked in (None, "terminated") else asked
     codes = {worker.exit_code for worker in evidence.workers}
     if EXIT_STOPPED in codes and codes <= {EXIT_DONE, EXIT_STOPPED}:
-        return evidence.stop_reason if evidence.stop_reason in REQUESTED else "stop_requested"  # type: ignore[return-value]
+        return asked or "stop_requested"
     return None
 
 
