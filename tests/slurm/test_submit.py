@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from slurm_lab import Lab
+from slurm_lab import Lab, wait_until
 from slurm_run import ROOT, Place
 
 pytestmark = pytest.mark.slurm
@@ -58,7 +58,8 @@ def test_a_waiting_run_is_cancelled_with_its_preparation(place: Place) -> None:
     place.submit("waiting")
     run = place.run("waiting")
     assert len(jobs_left(place)) == 3
-    assert run.status()["state"] == "preparing"
+    # slurmctld names the reason (a dependency) a moment after the job is in the queue
+    wait_until("the state", lambda: run.status()["state"] == "preparing", 10)
     listed = json.loads(place.cli("list", "--runs-dir", str(place.runs), "--json").stdout)
     assert [(entry["name"], entry["state"]) for entry in listed] == [("waiting", "preparing")]
     place.cli("cancel", "waiting", "--runs-dir", str(place.runs))
@@ -71,4 +72,22 @@ def test_a_name_that_is_taken_is_refused(place: Place) -> None:
     (place.runs / "taken").mkdir(parents=True)
     place.submit("taken", code=2)
     assert list((place.runs / "taken").iterdir()) == []
+    assert not jobs_left(place)
+
+
+def test_a_preparation_that_fails_ends_the_run_and_says_why(place: Place) -> None:
+    """The training job must not wait for ever, and `status` must say what was wrong with the data."""
+    place.data = place.directory / "train.jsonl"
+    place.data.write_text('{"text": "one"}\n' * 20)
+    blocker = place.lab.sbatch("-N4", "--exclusive", "--output=/dev/null", script="#!/bin/bash\nsleep 300\n")
+    place.submit("spoilt")
+    place.data.write_text('{"text": "one"}\n{"txet": "two"}\n')
+    place.lab.run("scancel", blocker)
+    run = place.run("spoilt")
+    assert place.lab.wait(run.job_id)["JobState"] == "CANCELLED"
+    status = json.loads(
+        place.cli("status", "spoilt", "--runs-dir", str(place.runs), "--json", code=1).stdout,
+    )
+    assert status["state"] == "failed"
+    assert f"{place.data}:2" in status["reason"]
     assert not jobs_left(place)
