@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from fullft_cluster.checkpoints import attempt_fence
 from fullft_cluster.errors import FullftError
 from fullft_cluster.rundir import RunDir
 from fullft_cluster.train import exits
@@ -52,6 +53,7 @@ def work(run: RunDir, attempt: int, identity: Identity, stop: StopFlag) -> int:
     """Train and write this rank's exit report; return the exit code."""
     progress = exits.Progress()
     try:
+        attempt_fence(run, attempt)()
         run.beat(identity.rank, 0, "load")
         stopped = train(read_job(run, attempt, identity), stop, progress)
         code, kind, message = (exits.STOPPED, "stopped", "stopped on request") if stopped else (exits.DONE, "done", "")

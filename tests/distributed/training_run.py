@@ -1,0 +1,222 @@
+"""A small run directory, and real training processes on it: two ranks, gloo, started as the node agent starts them."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fullft_cluster.plan import GpuMemory, Memory, Plan, PlannedModel, Time
+from fullft_cluster.resources import share
+from fullft_cluster.rundir import RunDir, read_lines
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = share("configs") / "sample" / "train.jsonl"
+TOKENIZER = share("configs") / "sample" / "tokenizer"
+SHAPE = {
+    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 2048, "hidden_size": 64,
+    "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+}  # fmt: skip
+DEADLINE_SECONDS = 120
+STEPS = 40
+
+
+@dataclass
+class Shape:
+    """What a test varies of a run."""
+
+    world_size: int = 2
+    micro_batch_size: int = 2
+    accumulation: int = 2
+    seq_len: int = 64
+    max_steps: int | None = STEPS
+    epochs: int = 1
+    save_steps: int = 10
+    save_total_limit: int = 2
+    learning_rate: float = 1e-3
+    rows: int = 120
+    recompute: bool = True
+    hf: dict[str, Any] = field(default_factory=dict)
+
+
+def plan_of(shape: Shape) -> Plan:
+    memory = GpuMemory(parts={}, expected_gib=1.0, capacity_gib=4.0)
+    return Plan(
+        model=PlannedModel(
+            name="tiny", model_type="llama", parameters=10**6, num_hidden_layers=2, hidden_size=64, vocab_size=2048
+        ),
+        cluster="local", gpu="cpu", precision="fp32", nodes=1, gpus=shape.world_size, gpus_per_node=shape.world_size,
+        micro_batch_size=shape.micro_batch_size, gradient_accumulation_steps=shape.accumulation,
+        activation_checkpointing=shape.recompute, offload="none",
+        global_batch_size=shape.world_size * shape.micro_batch_size * shape.accumulation, seq_len=shape.seq_len,
+        learning_rate=shape.learning_rate, warmup_ratio=0.1, weight_decay=0.01, max_grad_norm=1.0,
+        epochs=shape.epochs, max_steps=shape.max_steps, rows=None, seed=7,
+        memory=Memory(gpu=memory, host_gib_per_node=1.0, host_capacity_gib_per_node=8.0), checkpoint_gb=0.1,
+        export_gb=0.1, disk_gb=0.3,
+        time=Time(step_seconds=1, tokens_per_second_per_gpu=1, total_steps=None, hours=None, gpu_hours=None),
+        signal_lead_seconds=60, why=(), quantities=(),
+    )  # fmt: skip
+
+
+def deepspeed_of(plan: Plan) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.gradient_accumulation_steps,
+        "gradient_clipping": plan.max_grad_norm,
+        "steps_per_print": 10**9,
+        "zero_optimization": {
+            "stage": 3, "stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True,
+        },
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": plan.learning_rate, "betas": [0.9, 0.999], "eps": 1e-8, "torch_adam": True},
+        },
+    }  # fmt: skip
+
+
+class Training:
+    """A run directory, and the attempts on it."""
+
+    def __init__(self, path: Path, cache: Path, shape: Shape) -> None:
+        self.run = RunDir(path)
+        self.shape = shape
+        self.attempt = 0
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.run.make()
+        text = path.parent / f"{path.name}.jsonl"
+        text.write_text("".join(line + "\n" for line in TEXT.read_text().splitlines()[: shape.rows]))
+        plan = plan_of(shape)
+        model = path.parent / f"{path.name}-model"
+        model.mkdir()
+        (model / "config.json").write_text(json.dumps({**SHAPE, **shape.hf}))
+        self.config: dict[str, Any] = {
+            "model": str(model / "config.json"), "weights": str(random_weights(cache, {**SHAPE, **shape.hf})),
+            "data": {"train": str(text), "cache_dir": str(cache)},
+            "train": {"seq_len": shape.seq_len},
+            "output": {"save_steps": shape.save_steps, "save_total_limit": shape.save_total_limit},
+        }  # fmt: skip
+        self.write_config()
+        self.run.plan.write_bytes(plan.to_json())
+        self.run.deepspeed.write_text(json.dumps(deepspeed_of(plan)))
+
+    def copy(self, path: Path) -> Training:
+        """Return a copy of the run as it stands, for a test to go on with."""
+        other = copy.copy(self)
+        shutil.copytree(self.run.path, path)
+        other.run, other.processes, other.shape = RunDir(path), [], copy.copy(self.shape)
+        return other
+
+    def write_config(self) -> None:
+        self.run.config.write_text(yaml.safe_dump(self.config))
+
+    def prepare(self) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "fullft_cluster.train.prepare", "--run", str(self.run.path)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=DEADLINE_SECONDS)
+
+    def start(self, *, sitecustomize: Path | None = None, current_attempt: int | None = None) -> None:
+        """Start one attempt's workers; `sitecustomize` is a directory whose module of that name is imported first."""
+        self.attempt += 1
+        self.run.update_run(attempt=current_attempt or self.attempt)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        for rank in range(self.shape.world_size):
+            path = os.pathsep.join(filter(None, (str(sitecustomize or ""), str(ROOT))))
+            environment = {
+                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.shape.world_size),
+                "LOCAL_WORLD_SIZE": str(self.shape.world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "",
+            }  # fmt: skip
+            with (self.run.logs / f"attempt-{self.attempt}-rank-{rank}.log").open("wb") as log:
+                command = [
+                    sys.executable, "-m", "fullft_cluster.train.worker", "--run", str(self.run.path),
+                    "--attempt", str(self.attempt),
+                ]  # fmt: skip
+                process = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+            self.processes.append(process)
+
+    def wait(self) -> list[int]:
+        """Return the exit codes by rank."""
+        return [process.wait(DEADLINE_SECONDS) for process in self.processes[-self.shape.world_size :]]
+
+    def train(self, **options: Any) -> list[int]:
+        self.start(**options)
+        return self.wait()
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something to be true while the workers live."""
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, self.log()
+            assert all(process.poll() is None for process in self.processes[-self.shape.world_size :]), self.log()
+            time.sleep(0.005)
+
+    def interrupt(self, step: int, action: Callable[[], object]) -> None:
+        """Do something in mid run: at this step, or a few later, with all ranks frozen meanwhile."""
+        self.until(lambda: self.step() >= step)
+        for rank in range(self.shape.world_size):
+            self.signal(rank, signal.SIGSTOP)
+        assert self.step() < STEPS, "too late to interrupt it"
+        action()
+        for rank in range(self.shape.world_size):
+            self.signal(rank, signal.SIGCONT)
+
+    def signal(self, rank: int, number: signal.Signals) -> None:
+        self.processes[rank - self.shape.world_size].send_signal(number)
+
+    def kill(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+    def step(self) -> int:
+        return max((line["step"] for line in read_lines(self.run.metrics)), default=0)
+
+    def losses(self) -> dict[int, tuple[float, float, float]]:
+        """Return (loss, gradient norm, learning rate) by step; of a step done twice the last."""
+        return {line["step"]: (line["loss"], line["grad_norm"], line["lr"]) for line in read_lines(self.run.metrics)}
+
+    def report(self, rank: int = 0) -> dict[str, Any]:
+        result: dict[str, Any] = json.loads((self.run.exits(self.attempt) / f"rank-{rank}.json").read_text())
+        return result
+
+    def log(self) -> str:
+        logs = sorted(self.run.logs.glob(f"attempt-{self.attempt}-*"))
+        return "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}" for log in logs)
+
+    def weights(self) -> dict[str, Any]:
+        from safetensors.torch import load_file
+
+        found: dict[str, Any] = {}
+        for shard in self.run.export.glob("*.safetensors"):
+            found |= load_file(shard)
+        return found
+
+
+def random_weights(cache: Path, config: dict[str, Any]) -> Path:
+    """Return a directory with a model of this shape and the sample tokenizer, made once."""
+    import hashlib
+
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    path = cache / f"model-{hashlib.sha256(json.dumps(config).encode()).hexdigest()[:12]}"
+    if not path.exists():
+        torch.manual_seed(3)
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).save_pretrained(path)
+        AutoTokenizer.from_pretrained(str(TOKENIZER)).save_pretrained(path)
+    return path
