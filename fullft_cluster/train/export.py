@@ -55,7 +55,8 @@ def _save(job: Job, model: Any, weights: dict[str, torch.Tensor], directory: Pat
         if tokenizer.pad_token_id is not None:
             config.pad_token_id = tokenizer.pad_token_id
     model.config.use_cache = True
-    model.save_pretrained(directory, state_dict=weights)
+    # A copy: it takes each tensor out of the dict that it writes from.
+    model.save_pretrained(directory, state_dict=dict(weights))
     tokenizer.save_pretrained(directory)
 
 
