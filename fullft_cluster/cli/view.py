@@ -53,7 +53,8 @@ def print_status(now: Status) -> None:
             console.print(f"  {label:16}{value}", highlight=False, markup=False, soft_wrap=True)
     if not now.attempts:
         return
-    table = Table("attempt", "cause", "decision", "steps", "lost", "nodes", "message", box=None)
+    table = Table("attempt", "cause", "decision", "steps", "lost", "nodes", box=None)
+    table.add_column("message", no_wrap=True, overflow="ellipsis")  # whole in --json
     for line in now.attempts:
         steps = f"{line.get('first_step') or '-'}..{line.get('last_step') or '-'}"
         cells = (line["attempt"], line["cause"], line["decision"], steps, duration(line.get("seconds_lost") or 0))

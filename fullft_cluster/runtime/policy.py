@@ -145,7 +145,7 @@ def describe(worker: WorkerExit) -> str:
         hint = " (SIGKILL: often the host ran out of memory)" if worker.exit_code == -9 else ""
         return f"{where} was killed by signal {-worker.exit_code}{hint}"
     at = f" at step {worker.step}" if worker.step is not None else ""
-    return f"{where} exited {worker.exit_code}{at}: {worker.message or worker.kind or 'no report'}"
+    return f"{where} exited {worker.exit_code}{at}: {(worker.message or worker.kind or 'no report').rstrip('.')}"
 
 
 def _stopped_cause(evidence: Evidence) -> Cause | None:
