@@ -9,29 +9,17 @@ from typing import Any
 
 import torch
 
+from fullft_cluster.hardware import CPU, load_gpu
+from fullft_cluster.model import ModelSpec
 from fullft_cluster.plan import Plan
+from fullft_cluster.planner.speed import flops_per_token
 from fullft_cluster.rundir import RunDir, append_line
 from fullft_cluster.units import GIB
 
 
-def flops_per_token(plan: Plan) -> float:
-    """Return the FLOPs that training needs for a token, without recomputation: ``6 N + 12 L h s``.
-
-    N parameters, L layers, h hidden size, s sequence length. Source: PaLM, appendix B, https://arxiv.org/abs/2204.02311.
-    """
-    model = plan.model
-    attention = 12 * model.num_hidden_layers * model.hidden_size * plan.seq_len
-    return 6 * model.parameters + attention
-
-
-def model_flops_utilization(plan: Plan, tokens_per_second: float, peak_tflops: float | None) -> float | None:
-    """Return the share of the GPUs' peak that goes into the model, or None where no peak is known (a CPU).
-
-    `tokens_per_second` is that of all GPUs together; `peak_tflops` of one, dense bf16.
-    """
-    if not peak_tflops:
-        return None
-    return tokens_per_second * flops_per_token(plan) / (plan.gpus * peak_tflops * 1e12)
+def peak_flops(plan: Plan) -> float | None:
+    """Return the dense bf16 peak of all GPUs together, FLOP/s; None on CPUs."""
+    return None if plan.gpu == CPU else load_gpu(plan.gpu).peak_tflops * 1e12 * plan.gpus
 
 
 def peak_memory_gib() -> float:
@@ -45,8 +33,11 @@ def peak_memory_gib() -> float:
 class Metrics:
     """Gathers what happened between two log steps and writes one line of it."""
 
-    def __init__(self, run: RunDir, plan: Plan, attempt: int, peak_tflops: float | None) -> None:
-        self._run, self._plan, self._attempt, self._peak = run, plan, attempt, peak_tflops
+    def __init__(self, run: RunDir, plan: Plan, model: ModelSpec, attempt: int) -> None:
+        self._run, self._attempt = run, attempt
+        self._peak = peak_flops(plan)
+        # Of the model alone: MFU counts no recomputation, and attention as if no block were packed.
+        self._flops_per_token = flops_per_token(model, plan.seq_len, recompute=False)
         self._tokens, self._seconds = 0, 0.0
 
     def add(self, tokens: int, seconds: float) -> None:
@@ -61,7 +52,7 @@ class Metrics:
         line = {
             **values,
             "tokens_per_second": speed,
-            "mfu": model_flops_utilization(self._plan, speed, self._peak),
+            "mfu": speed * self._flops_per_token / self._peak if self._peak else None,
             "memory_gib": peak_memory_gib(),
             "attempt": self._attempt,
             "time": time.time(),

@@ -10,6 +10,7 @@ other and nothing half-written is ever taken for a cache.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import shutil
@@ -125,8 +126,12 @@ def make_cache(root: Path, text: Path, tokenizer: Any, *, seq_len: int, vocab_si
 def _publish(work: Path, final: Path) -> None:
     """Rename a built cache to its name, unless another preparation was faster."""
     while not data.is_complete(final):
-        if final.exists():  # damaged from outside: never taken, and out of the way
-            final.rename(final.with_name(f".damaged-{final.name}-{os.getpid()}"))
+        if final.exists():  # damaged from outside: it can be made again, so it goes
+            aside = work.with_name(f"{work.name}-damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # another preparation was faster with this, too
+                final.rename(aside)
+            shutil.rmtree(aside, ignore_errors=True)
         try:
             work.rename(final)
         except OSError:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from fullft_cluster.checkpoints import attempt_fence
 from fullft_cluster.errors import FullftError
+from fullft_cluster.model import load_model
 from fullft_cluster.rundir import RunDir
 from fullft_cluster.train import exits
 from fullft_cluster.train.setup import Identity, Job, quiet_environment, read_job
@@ -106,7 +107,8 @@ def train(job: Job, stop: StopFlag, progress: exits.Progress) -> bool:
     if found:
         progress.resumed_from = progress.committed_step = found.step
     trainer = Trainer(job, engine, data, order, stop)
-    state, stopped = trainer.run(found or fresh, progress, Metrics(job.run, plan, job.attempt, peak_tflops(job)))
+    metrics = Metrics(job.run, plan, load_model(job.config.model or ""), job.attempt)
+    state, stopped = trainer.run(found or fresh, progress, metrics)
     if not stopped:
         trainer.beat(state.step, "export")
         export.export(job, engine, state.step)
@@ -126,13 +128,6 @@ def start_process_group(job: Job) -> None:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     limit = max(1800, 2 * job.config.survival.hang_seconds)  # the supervisor sees a hang before the collectives do
     deepspeed.init_distributed(timeout=datetime.timedelta(seconds=limit))
-
-
-def peak_tflops(job: Job) -> float | None:
-    """Return the dense bf16 peak of the plan's GPU in TFLOP/s, None for a CPU."""
-    from fullft_cluster.hardware import CPU, load_gpu
-
-    return None if job.plan.gpu == CPU else load_gpu(job.plan.gpu).peak_tflops
 
 
 if __name__ == "__main__":

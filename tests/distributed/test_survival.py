@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from training_run import STEPS, Training
 
 from fullft_cluster import checkpoints
-from fullft_cluster.plan import Plan
 
 pytestmark = pytest.mark.distributed
 
@@ -140,12 +137,8 @@ def test_finished_run_exports_again_only_what_is_missing(reference: Training, tm
 
 def test_other_world_size_is_refused(reference: Training, tmp_path: Path) -> None:
     training = reference.copy(tmp_path / "copy")
-    plan = Plan.from_json(training.run.plan.read_bytes())
-    one = msgspec.structs.replace(plan, gpus=1, gpus_per_node=1, gradient_accumulation_steps=4)
-    training.run.plan.write_bytes(one.to_json())
-    settings = json.loads(training.run.deepspeed.read_text())
-    training.run.deepspeed.write_text(json.dumps({**settings, "gradient_accumulation_steps": 4}))
-    training.shape = training.shape.__class__(world_size=1)
+    training.shape.world_size = training.config["resources"]["gpus_per_node"] = 1
+    training.write_files()
     assert training.train() == [93], training.log()
     report = training.report()
     assert report["kind"] == "checkpoint"

@@ -16,9 +16,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import yaml
 
-from fullft_cluster.plan import GpuMemory, Memory, Plan, PlannedModel, Time
+from fullft_cluster.config import Config
+from fullft_cluster.deepspeed_json import deepspeed_json
+from fullft_cluster.hardware import load_cluster
+from fullft_cluster.model import load_model
+from fullft_cluster.planner import make_plan
 from fullft_cluster.resources import share
 from fullft_cluster.rundir import RunDir, read_lines
 
@@ -40,51 +45,12 @@ class Shape:
 
     world_size: int = 2
     micro_batch_size: int = 2
-    accumulation: int = 2
+    global_batch_size: int = 8
     seq_len: int = 64
     max_steps: int | None = STEPS
-    epochs: int = 1
-    save_steps: int = 10
-    save_total_limit: int = 2
-    learning_rate: float = 1e-3
     rows: int = 120
     recompute: bool = True
     hf: dict[str, Any] = field(default_factory=dict)
-
-
-def plan_of(shape: Shape) -> Plan:
-    memory = GpuMemory(parts={}, expected_gib=1.0, capacity_gib=4.0)
-    return Plan(
-        model=PlannedModel(
-            name="tiny", model_type="llama", parameters=10**6, num_hidden_layers=2, hidden_size=64, vocab_size=2048
-        ),
-        cluster="local", gpu="cpu", precision="fp32", nodes=1, gpus=shape.world_size, gpus_per_node=shape.world_size,
-        micro_batch_size=shape.micro_batch_size, gradient_accumulation_steps=shape.accumulation,
-        activation_checkpointing=shape.recompute, offload="none",
-        global_batch_size=shape.world_size * shape.micro_batch_size * shape.accumulation, seq_len=shape.seq_len,
-        learning_rate=shape.learning_rate, warmup_ratio=0.1, weight_decay=0.01, max_grad_norm=1.0,
-        epochs=shape.epochs, max_steps=shape.max_steps, rows=None, seed=7,
-        memory=Memory(gpu=memory, host_gib_per_node=1.0, host_capacity_gib_per_node=8.0), checkpoint_gb=0.1,
-        export_gb=0.1, disk_gb=0.3,
-        time=Time(step_seconds=1, tokens_per_second_per_gpu=1, total_steps=None, hours=None, gpu_hours=None),
-        signal_lead_seconds=60, why=(), quantities=(),
-    )  # fmt: skip
-
-
-def deepspeed_of(plan: Plan) -> dict[str, Any]:
-    return {
-        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
-        "gradient_accumulation_steps": plan.gradient_accumulation_steps,
-        "gradient_clipping": plan.max_grad_norm,
-        "steps_per_print": 10**9,
-        "zero_optimization": {
-            "stage": 3, "stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True,
-        },
-        "optimizer": {
-            "type": "AdamW",
-            "params": {"lr": plan.learning_rate, "betas": [0.9, 0.999], "eps": 1e-8, "torch_adam": True},
-        },
-    }  # fmt: skip
 
 
 class Training:
@@ -98,33 +64,42 @@ class Training:
         self.run.make()
         text = path.parent / f"{path.name}.jsonl"
         text.write_text("".join(line + "\n" for line in TEXT.read_text().splitlines()[: shape.rows]))
-        plan = plan_of(shape)
-        model = path.parent / f"{path.name}-model"
-        model.mkdir()
-        (model / "config.json").write_text(json.dumps({**SHAPE, **shape.hf}))
+        model = random_weights(cache, {**SHAPE, **shape.hf})
         self.config: dict[str, Any] = {
-            "model": str(model / "config.json"), "weights": str(random_weights(cache, {**SHAPE, **shape.hf})),
+            "model": str(model), "weights": str(model), "cluster": "local",
             "data": {"train": str(text), "cache_dir": str(cache)},
-            "train": {"seq_len": shape.seq_len},
-            "output": {"save_steps": shape.save_steps, "save_total_limit": shape.save_total_limit},
+            "train": {
+                "seq_len": shape.seq_len, "global_batch_size": shape.global_batch_size, "learning_rate": 1e-3,
+                "epochs": 1, "max_steps": shape.max_steps, "warmup_ratio": 0.1, "seed": 7, "precision": "fp32",
+            },
+            "resources": {
+                "nodes": 1, "gpus_per_node": shape.world_size, "micro_batch_size": shape.micro_batch_size,
+                "activation_checkpointing": shape.recompute,
+            },
+            "output": {"save_steps": 10},
         }  # fmt: skip
-        self.write_config()
+        self.write_files()
+
+    def write_files(self) -> None:
+        """Plan the run and write what `submit` writes."""
+        self.run.config.write_text(yaml.safe_dump(self.config))
+        config = msgspec.convert(self.config, Config)
+        plan = make_plan(config, load_model(self.config["model"]), load_cluster("local"), self.shape.rows)
         self.run.plan.write_bytes(plan.to_json())
-        self.run.deepspeed.write_text(json.dumps(deepspeed_of(plan)))
+        self.run.deepspeed.write_text(json.dumps(deepspeed_json(plan)))
 
     def copy(self, path: Path) -> Training:
         """Return a copy of the run as it stands, for a test to go on with."""
         other = copy.copy(self)
         shutil.copytree(self.run.path, path)
-        other.run, other.processes, other.shape = RunDir(path), [], copy.copy(self.shape)
+        other.run, other.shape, other.config = RunDir(path), copy.copy(self.shape), copy.deepcopy(self.config)
         return other
 
-    def write_config(self) -> None:
-        self.run.config.write_text(yaml.safe_dump(self.config))
+    def prepare(self) -> None:
+        """Tokenise and pack, in this process (its imports are the slow part)."""
+        from fullft_cluster.train.prepare import prepare_run
 
-    def prepare(self) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "fullft_cluster.train.prepare", "--run", str(self.run.path)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=DEADLINE_SECONDS)
+        prepare_run(str(self.run.path))
 
     def start(self, *, sitecustomize: Path | None = None, current_attempt: int | None = None) -> None:
         """Start one attempt's workers; `sitecustomize` is a directory whose module of that name is imported first."""
