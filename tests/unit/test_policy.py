@@ -27,7 +27,9 @@ def workers(*codes: int | None, kinds: tuple[str | None, ...] = (), step: int | 
     )
 
 
-def end(codes: tuple[int | None, ...], history: History | None = None, max_failures: int = 3, **more: object) -> Decision:
+def end(
+    codes: tuple[int | None, ...], history: History | None = None, max_failures: int = 3, **more: object
+) -> Decision:
     kinds = more.pop("kinds", ())
     return decide(Evidence(workers=workers(*codes, kinds=kinds), **more), history or History(), max_failures)  # type: ignore[arg-type]
 

@@ -20,7 +20,25 @@ def test_names(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "-x", "x-", ".", "..", "a b", "a'b", 'a"b', "$(id)", "`id`", "a\nb", "#SBATCH", "a/b", "é", "A" * 64, "a;b", "%j"],
+    [
+        "",
+        "-x",
+        "x-",
+        ".",
+        "..",
+        "a b",
+        "a'b",
+        'a"b',
+        "$(id)",
+        "`id`",
+        "a\nb",
+        "#SBATCH",
+        "a/b",
+        "é",
+        "A" * 64,
+        "a;b",
+        "%j",
+    ],
 )
 def test_what_is_no_name_is_refused_with_one_that_is(name: str) -> None:
     with pytest.raises(UsageError) as refused:

@@ -98,7 +98,9 @@ def test_directives_come_from_the_plan(case: str) -> None:
     assert found["open-mode"] == "append"
     assert "requeue" in found
     assert not any("$" in value for value in found.values()), "sbatch expands nothing"
-    node_count = re.findall(rf"\b{plan.nodes}\b", re.sub(r"^#SBATCH --(?!nodes).*$|^# .*$", "", result.script, flags=re.M))
+    node_count = re.findall(
+        rf"\b{plan.nodes}\b", re.sub(r"^#SBATCH --(?!nodes).*$|^# .*$", "", result.script, flags=re.M)
+    )
     if plan.nodes == 4:
         assert node_count == ["4"], "the node count stands in exactly one place"
 
@@ -116,7 +118,9 @@ def test_rendering_twice_gives_the_same_bytes() -> None:
 
 
 def test_the_clusters_environment_and_setup() -> None:
-    result, _, _ = rendered(CASES["one-node"], env={"NCCL_DEBUG": "WARN", "X": "a b$(id)'"}, setup=("module load cuda",))
+    result, _, _ = rendered(
+        CASES["one-node"], env={"NCCL_DEBUG": "WARN", "X": "a b$(id)'"}, setup=("module load cuda",)
+    )
     assert "export NCCL_DEBUG=WARN\n" in result.script
     assert """export X='a b$(id)'"'"''\n""" in result.script
     assert result.script.index("module load cuda") < result.script.index("exec ")

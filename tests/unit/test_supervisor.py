@@ -82,7 +82,9 @@ class Script:
         return self.here
 
 
-def ends(*codes: int, kind: str = "other", steps: Sequence[int] = (), commit: int | None = None) -> Callable[[RunDir, int], None]:
+def ends(
+    *codes: int, kind: str = "other", steps: Sequence[int] = (), commit: int | None = None
+) -> Callable[[RunDir, int], None]:
     """A life: logs some steps, commits a checkpoint perhaps, and ends with these exit codes."""
 
     def life(run: RunDir, attempt: int) -> None:
@@ -93,7 +95,13 @@ def ends(*codes: int, kind: str = "other", steps: Sequence[int] = (), commit: in
             directory.mkdir()
             (directory / "COMPLETE").write_text("{}")
         for rank, code in enumerate(codes):
-            report = {"rank": rank, "exit_code": code, "kind": kind, "message": "words", "step": steps[-1] if steps else 0}
+            report = {
+                "rank": rank,
+                "exit_code": code,
+                "kind": kind,
+                "message": "words",
+                "step": steps[-1] if steps else 0,
+            }
             write_json(run.exits(attempt) / f"rank-{rank}.json", report)
         write_json(run.exits(attempt) / "node-0.json", {"node": "node1", "node_rank": 0, "exit_codes": list(codes)})
 
@@ -193,7 +201,9 @@ def test_a_signal_becomes_control_stop(run: RunDir) -> None:
         while not run.stop.exists():
             time.sleep(0.01)
         ends(75, 75, kind="stopped", steps=[1], commit=1)(run, 1)
-        children = subprocess.run(["pgrep", "-P", str(os.getpid()), "-f", "time.sleep"], capture_output=True, check=True)
+        children = subprocess.run(
+            ["pgrep", "-P", str(os.getpid()), "-f", "time.sleep"], capture_output=True, check=True
+        )
         os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
 
     thread = threading.Thread(target=warn)
