@@ -105,10 +105,10 @@ def _slurm_state(run: RunDir, state: Mapping[str, Any], live: Live) -> tuple[Sta
     job = live.get(str(state["job_id"]))
     prepare = live.get(str(state.get("prepare_job_id")))
     if prepare is not None and prepare.state in FINAL_STATES - {"COMPLETED"}:
-        report = read_json(run.path / "exits" / "prepare.json") or {}
-        words = report.get("message") or f"the job ended {prepare.state}; see {run.logs / 'prepare'}"
-        if prepare.state == "CANCELLED" and not report:
+        errors = prepare_errors(run)
+        if prepare.state == "CANCELLED" and not errors:
             return "cancelled", "the preparation job was cancelled"
+        words = "; ".join(errors) or f"the job ended {prepare.state}; see {run.logs / 'prepare'}"
         return "failed", f"data preparation: {words}"
     if job is None:
         return state.get("state", "unknown"), "the scheduler does not answer, or no longer knows the job"
@@ -121,6 +121,12 @@ def _slurm_state(run: RunDir, state: Mapping[str, Any], live: Live) -> tuple[Sta
     if job.state == "CANCELLED":
         return "cancelled", "the job was cancelled in SLURM"
     return "failed", f"the job ended {job.state} in SLURM"
+
+
+def prepare_errors(run: RunDir) -> list[str]:
+    """Return what the data preparation found wrong, in its own words; empty when it said nothing."""
+    report = read_json(run.path / "exits" / "prepare.json") or {}
+    return [str(error) for error in report.get("errors", ())]
 
 
 def _last_metric(run: RunDir) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from typing import Any
 from fullft_cluster.backends import Submission
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, RunFailedError, UsageError
-from fullft_cluster.rundir import RunDir, read_json, write_json
-from fullft_cluster.status import ENDED, Status, read_status
+from fullft_cluster.rundir import RunDir, write_json
+from fullft_cluster.status import ENDED, Status, prepare_errors, read_status
 
 START_SECONDS = 10.0
 """How long the supervisor may take to say that it lives."""
@@ -30,14 +30,14 @@ class LocalBackend:
         """Prepare the data in a process of its own (it needs the `train` extra), then start the script."""
         done = subprocess.run(
             [sys.executable, "-m", "fullft_cluster.train.prepare", "--run", str(run.path)],
-            stdout=sys.stderr,
+            capture_output=True,
+            text=True,
             check=False,
         )
         if done.returncode != 0:
-            report = read_json(run.path / "exits" / "prepare.json") or {}
-            raise (UsageError if done.returncode == 2 else RunFailedError)(
-                Problem("prepare", str(report.get("message") or f"exit code {done.returncode}"))
-            )
+            said = prepare_errors(run) or done.stderr.strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+            raise (UsageError if done.returncode == 2 else RunFailedError)(Problem("", words) for words in said)
+        sys.stderr.write(done.stdout)
         run.update_run(state="pending", reason="")
         return self._start(run, script)
 

@@ -60,11 +60,12 @@ def test_plan_json_has_the_promised_keys(shell: Shell) -> None:
     done = shell("plan", "--model", "65b", "--json")
     assert done.returncode == 0
     plan = json.loads(done.stdout)
-    for dotted in (
+    promised = (
         "model.parameters nodes gpus gpus_per_node micro_batch_size gradient_accumulation_steps global_batch_size "
         "learning_rate memory.gpu.parts memory.gpu.expected_gib memory.gpu.capacity_gib memory.host_gib_per_node "
         "checkpoint_gb signal_lead_seconds"
-    ).split():
+    )
+    for dotted in promised.split():
         value = plan
         for key in dotted.split("."):
             value = value[key]

@@ -164,7 +164,7 @@ evidences = st.builds(
 
 @given(evidences, st.integers(0, 4))
 def test_a_failure_without_progress_never_loops(evidence: Evidence, max_failures: int) -> None:
-    """Whatever the same failure looks like, it is given up after max_failures + 1 times, unless it is nobody's fault."""
+    """Whatever the same failure looks like, it is given up after max_failures + 1 times; nobody's fault is not."""
     history = History()
     for _ in range(max_failures + 1):
         decision = decide(evidence, history, max_failures)

@@ -106,7 +106,7 @@ def test_directives_come_from_the_plan(case: str) -> None:
 
 
 def test_every_file_comes_from_the_same_plan() -> None:
-    result, plan, resolved = rendered(CASES["four-nodes"])
+    result, plan, _ = rendered(CASES["four-nodes"])
     assert set(result.files) == {"config.yaml", "plan.json", "deepspeed.json", "job.sbatch"}
     assert Plan.from_json(result.files["plan.json"].encode()) == plan
     assert json.loads(result.files["deepspeed.json"]) == deepspeed_json(plan)

@@ -1,0 +1,98 @@
+"""What a run is doing, for every combination of its own record and the scheduler's word."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from fullft_cluster.backends.local import supervisor_alive
+from fullft_cluster.rundir import RunDir, append_line, write_json
+from fullft_cluster.slurm_cli import JobState
+from fullft_cluster.status import read_status
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDir:
+    run = RunDir(tmp_path / "run")
+    run.make()
+    run.update_run(backend="slurm", state="pending", job_id="42", prepare_job_id="41", attempt=0)
+    return run
+
+
+def job(state: str, reason: str = "") -> dict[str, JobState]:
+    return {"42": JobState(state=state, reason=reason)}
+
+
+@pytest.mark.parametrize(
+    ("live", "attempt", "expected"),
+    [
+        (job("PENDING", "Dependency"), 0, "preparing"),
+        (job("PENDING", "Resources"), 0, "pending"),
+        (job("PENDING", "BeginTime"), 1, "requeued"),
+        (job("RUNNING"), 1, "running"),
+        (job("COMPLETING"), 1, "running"),
+        (job("CANCELLED"), 1, "cancelled"),
+        (job("TIMEOUT"), 1, "failed"),
+        (job("NODE_FAIL"), 1, "failed"),
+        ({}, 0, "pending"),
+    ],
+)
+def test_slurm(run: RunDir, live: dict[str, JobState], attempt: int, expected: str) -> None:
+    run.update_run(attempt=attempt)
+    status = read_status(run, live)
+    assert status.state == expected
+    if not live:
+        assert "does not answer" in status.reason, "silence is not taken for an end"
+
+
+@pytest.mark.parametrize("state", ["completed", "failed", "cancelled"])
+def test_what_the_supervisor_recorded_stands(run: RunDir, state: str) -> None:
+    run.update_run(state=state, reason="why")
+    assert read_status(run, job("RUNNING")).state == state
+
+
+def test_a_failed_preparation_says_its_own_words(run: RunDir) -> None:
+    (run.path / "exits").mkdir()
+    write_json(run.path / "exits" / "prepare.json", {"errors": ["train.jsonl:4: row has no text"]})
+    status = read_status(run, {"41": JobState(state="FAILED"), "42": JobState(state="CANCELLED")})
+    assert status.state == "failed"
+    assert "train.jsonl:4" in status.reason
+
+
+def test_progress(run: RunDir) -> None:
+    run.update_run(state="running", attempt=2, restarts=1, nodes=["node1"])
+    now = time.time()
+    for step in range(1, 6):
+        line = {
+            "step": step,
+            "loss": 1.0 / step,
+            "lr": 1e-5,
+            "attempt": 2,
+            "time": now - 10 + 2 * step,
+            "total_steps": 10,
+        }
+        append_line(run.metrics, line)
+    run.metrics.open("a").write('{"step": 6, "lo')  # torn by a power loss
+    run.beat(0, 5, "train")
+    status = read_status(run, job("RUNNING"), now=time.time() + 3)
+    assert (status.step, status.total_steps, status.eta_seconds) == (5, 10, 10.0)
+    assert status.heartbeat_age_seconds is not None and 3 <= status.heartbeat_age_seconds < 10
+    assert status.restarts == 1
+
+
+def test_a_local_run_whose_supervisor_is_gone(run: RunDir) -> None:
+    run.update_run(backend="local", state="running", pid=os.getpid(), host=os.uname().nodename)
+    assert not supervisor_alive(run.read_run()), "a reused pid is not the supervisor"
+    status = read_status(run, {}, supervisor_alive=False)
+    assert status.state == "failed"
+    assert "resume" in status.reason
+
+
+def test_an_empty_directory(tmp_path: Path) -> None:
+    run = RunDir(tmp_path / "young")
+    run.make()
+    status = read_status(run, {})
+    assert (status.state, status.step, status.attempts) == ("unknown", None, [])
