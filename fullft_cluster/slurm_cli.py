@@ -69,7 +69,7 @@ def call(command: Sequence[str], *, cwd: Path | None = None, shielded: bool = Fa
             text=True,
             timeout=TIMEOUT_SECONDS,
             check=False,
-            preexec_fn=_ignore_term if shielded else None,  # noqa: PLW1509 - the supervisor has one thread
+            preexec_fn=_ignore_term if shielded else None,  # the supervisor has one thread
         )
     except subprocess.TimeoutExpired:
         raise SchedulerError(
