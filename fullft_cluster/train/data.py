@@ -15,8 +15,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from fullft_cluster.errors import Problem, UsageError
+from fullft_cluster.errors import Problem
 from fullft_cluster.plan import Frozen
+from fullft_cluster.train.exits import DataFault
 
 IGNORE = -100
 """The label that no loss is computed for (torch.nn.functional.cross_entropy's default ignore_index)."""
@@ -76,12 +77,12 @@ def valid_labels(starts: Ints, tokens: int, seq_len: int) -> Ints:
 
 
 class PackedData:
-    """A prepared cache, mapped. Raises UsageError when it is not whole."""
+    """A prepared cache, mapped. Raises DataFault when it is not whole."""
 
     def __init__(self, cache: Path) -> None:
         if not is_complete(cache):
             fix = "Run `fullft-cluster prepare` again."
-            raise UsageError(Problem(str(cache), "is not a complete data cache", fix))
+            raise DataFault(Problem(str(cache), "is not a complete data cache", fix))
         self.meta = read_meta(cache)
         self._tokens = np.memmap(cache / TOKENS, dtype=self.meta.dtype, mode="r")
         self._starts = np.load(cache / STARTS, mmap_mode="r")

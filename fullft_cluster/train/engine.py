@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 
-from fullft_cluster.errors import Problem
+from fullft_cluster.errors import Problem, RunFailedError
+from fullft_cluster.hardware import CPU
+from fullft_cluster.plan import Plan
 from fullft_cluster.train.data import Batch
 from fullft_cluster.train.exits import CheckpointFault
 from fullft_cluster.train.setup import Job
@@ -51,9 +53,17 @@ class Engine(Protocol):
         """Return the transformers model (its parameters may be sharded)."""
 
 
-def compute_device(local_rank: int) -> torch.device:
-    """Return this process's device, made the current one: cuda:LOCAL_RANK, or cpu."""
-    if not torch.cuda.is_available():
+def compute_device(plan: Plan, local_rank: int) -> torch.device:
+    """Return this process's device, made the current one: cuda:LOCAL_RANK, or cpu.
+
+    Raises RunFailedError where the plan's GPUs are out of reach: a driver or node at fault, not a wish for CPUs.
+    """
+    if plan.gpu != CPU and not torch.cuda.is_available():
+        if torch.version.cuda or torch.version.hip:
+            problem = Problem("torch", f"sees no GPU, but the plan is for {plan.gpu}", "Look at the node's driver.")
+            raise RunFailedError(problem)
+        print(f"This torch is built without CUDA: a plan for {plan.gpu} runs on CPUs.", flush=True)
+    if plan.gpu == CPU or not torch.cuda.is_available():
         return torch.device("cpu")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)

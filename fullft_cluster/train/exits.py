@@ -70,7 +70,7 @@ def classify(error: BaseException) -> tuple[int, str]:
         (CheckpointFault, (PERMANENT, "checkpoint")),
         (NotFiniteError, (PERMANENT, "nan")),
         (UsageError, (PERMANENT, "config")),
-        (FullftError, (FAILED, "checkpoint")),
+        (FullftError, (FAILED, "other")),
         (ImportError, (PERMANENT, "config")),
         (MemoryError, (FAILED, "oom")),
     )

@@ -147,8 +147,11 @@ def fetch_weights(config: Config) -> None:
         return
     from huggingface_hub import snapshot_download
 
+    beside = ["*.json", "*.model", "*.txt", "*.jinja"]
     try:
-        snapshot_download(reference, allow_patterns=["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"])
+        found = snapshot_download(reference, allow_patterns=["*.safetensors", *beside])
+        if not any(Path(found).glob("*.safetensors")):
+            snapshot_download(reference, allow_patterns=["*.bin"])
     except (OSError, ValueError) as error:
         fix = "Fetch it where there is internet: hf download " + reference
         raise UsageError(Problem("weights", f"{reference} cannot be fetched ({error})", fix)) from None

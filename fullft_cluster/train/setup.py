@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +12,10 @@ import msgspec
 
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, UsageError
+from fullft_cluster.hardware import CPU
 from fullft_cluster.plan import Frozen, Plan
 from fullft_cluster.rundir import RunDir
+from fullft_cluster.train.exits import DataFault
 
 
 class Identity(Frozen, frozen=True, kw_only=True):
@@ -58,7 +59,7 @@ class Job:
 
 
 def read_job(run: RunDir, attempt: int, identity: Identity) -> Job:
-    """Read the run directory. Raises UsageError when a file is missing or damaged, or does not fit the world size."""
+    """Read the run directory. Raises UsageError (DataFault for data.json) when a file is missing, damaged or unfit."""
     values: dict[str, Any] = {}
     problems = []
     readers = {
@@ -74,21 +75,24 @@ def read_job(run: RunDir, attempt: int, identity: Identity) -> Job:
             fix = "Run `fullft-cluster prepare`." if name == "data" else "Submit the run anew."
             problems.append(Problem(str(path), f"cannot be read ({error})", fix))
     if problems:
-        raise UsageError(problems)
+        raise (DataFault if "data" not in values and len(problems) == 1 else UsageError)(problems)
     job = Job(run=run, attempt=attempt, identity=identity, **values)
+    if not isinstance(job.data, dict) or job.data.get("seq_len") != job.plan.seq_len:
+        what = f"was not prepared for sequences of {job.plan.seq_len} tokens"
+        raise DataFault(Problem(str(run.data), what, "Run `fullft-cluster prepare`."))
     if job.plan.gpus != identity.world_size:
         what = f"the plan has {job.plan.gpus} processes, but WORLD_SIZE is {identity.world_size}"
         raise UsageError(Problem("WORLD_SIZE", what, "Start as many workers as the plan says."))
     return job
 
 
-def quiet_environment(environment: dict[str, str] | os._Environ[str], *, cuda: bool) -> None:
-    """Set what the libraries read at import: DeepSpeed's accelerator, and no progress bars in logs of many ranks."""
+def set_environment(environment: MutableMapping[str, str], gpu: str) -> None:
+    """Set what torch and DeepSpeed read at their import; call it before. `gpu` is the plan's."""
     # DeepSpeed calls collectives by names that torch 2.13 renames; a line for each call would fill the log.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-    if not cuda:
-        environment.setdefault("DS_ACCELERATOR", "cpu")
+    for name in ("HF_HUB_DISABLE_PROGRESS_BARS", "TQDM_DISABLE"):  # the logs of many ranks
+        environment.setdefault(name, "1")
     environment.setdefault("TOKENIZERS_PARALLELISM", "false")
-    environment.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    environment.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    environment.setdefault("TQDM_DISABLE", "1")
+    if gpu == CPU:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
+        environment["DS_ACCELERATOR"] = "cpu"

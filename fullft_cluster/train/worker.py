@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import logging
 import os
 import sys
 import traceback
@@ -22,7 +23,7 @@ from fullft_cluster.errors import FullftError
 from fullft_cluster.model import load_model
 from fullft_cluster.rundir import RunDir
 from fullft_cluster.train import exits
-from fullft_cluster.train.setup import Identity, Job, quiet_environment, read_job
+from fullft_cluster.train.setup import Identity, Job, read_job, set_environment
 from fullft_cluster.train.stop import StopFlag
 
 
@@ -78,9 +79,7 @@ def work(run: RunDir, attempt: int, identity: Identity, stop: StopFlag) -> int:
 
 def train(job: Job, stop: StopFlag, progress: exits.Progress) -> bool:
     """Set up, resume, train and export; return whether it was stopped before the end."""
-    import torch
-
-    quiet_environment(os.environ, cuda=torch.cuda.is_available())
+    set_environment(os.environ, job.plan.gpu)
     import torch.distributed as dist
 
     from fullft_cluster.train import checkpointing, export
@@ -89,7 +88,7 @@ def train(job: Job, stop: StopFlag, progress: exits.Progress) -> bool:
     from fullft_cluster.train.loop import Trainer
     from fullft_cluster.train.metrics import Metrics
 
-    device = compute_device(job.identity.local_rank)
+    device = compute_device(job.plan, job.identity.local_rank)
     start_process_group(job)
     data = PackedData(Path(job.data["cache"]))
     plan = job.plan
@@ -118,12 +117,16 @@ def train(job: Job, stop: StopFlag, progress: exits.Progress) -> bool:
 
 def start_process_group(job: Job) -> None:
     """Connect the ranks: nccl on CUDA, gloo on CPUs; set the threads of a CPU process to its share of the cores."""
-    import deepspeed
     import torch
 
     if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // job.identity.local_world_size))
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    if not torch.cuda.is_available():
         # Its shared-memory collectives are compiled at the first start (25 s, and a compiler); gloo serves without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     limit = max(1800, 2 * job.config.survival.hang_seconds)  # the supervisor sees a hang before the collectives do

@@ -118,6 +118,8 @@ def test_random_weights_tied_embeddings_and_no_recomputation(new_training: Calla
         max_steps=2, recompute=False, hf={"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"],
         "tie_word_embeddings": True},
     )  # fmt: skip
+    training.config["weights"] = "random"
+    training.write_files()
     assert training.train() == [0, 0], training.log()
     assert "lm_head.weight" not in training.weights()
     model, info = AutoModelForCausalLM.from_pretrained(training.run.export, output_loading_info=True)

@@ -169,7 +169,8 @@ def without(name: str) -> Callable[[Training], Any]:
 @pytest.mark.parametrize(
     ("spoil", "code", "kind", "says"),
     [
-        (without("data.json"), 93, "config", "data.json: cannot be read"),
+        (without("data.json"), 93, "data", "data.json: cannot be read"),
+        (lambda t: t.run.data.write_text('{"seq_len": 9}'), 93, "data", "not prepared for sequences of 64 tokens"),
         (lambda t: t.run.plan.write_text("{}"), 93, "config", "plan.json: cannot be read"),
         (lambda t: t.run.config.write_text("train: {seqlen: 3}"), 93, "config", "seqlen"),
         (lambda t: setattr(t.shape, "world_size", 3), 93, "config", "the plan has 2 processes, but WORLD_SIZE is 3"),
