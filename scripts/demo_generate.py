@@ -16,9 +16,9 @@ assert attempts[1]["first_step"] == attempts[0]["last_step"] + 1, "resumed at an
 
 tokenizer = AutoTokenizer.from_pretrained(export)
 model = AutoModelForCausalLM.from_pretrained(export)
-prompt = "Solution: one kilometre is"
+prompt = "How many metres are 7 kilometres?"
 inputs = tokenizer(prompt, return_tensors="pt")
 torch.manual_seed(0)
-output = model.generate(**inputs, max_new_tokens=40, do_sample=False)
+output = model.generate(**inputs, max_new_tokens=60, do_sample=True, temperature=0.7)
 print(f"{sum(p.numel() for p in model.parameters()):,} parameters in {model.dtype}, and it says:")
 print(tokenizer.decode(output[0], skip_special_tokens=True))
