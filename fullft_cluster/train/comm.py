@@ -19,12 +19,17 @@ T = TypeVar("T")
 def on_rank_zero(work: Callable[[], T]) -> T:
     """Run `work` on rank 0 alone and return its (picklable) result on all ranks, or raise its error on all of them."""
     outcome: list[Any] = [None, None]
+    own: Exception | None = None
     if dist.get_rank() == 0:
         try:
             outcome = [work(), None]
-        except (FullftError, OSError) as error:
-            outcome = [None, error]
+        except Exception as error:
+            own = error
+            told = error if isinstance(error, FullftError | OSError) else _told(0, _message(error))
+            outcome = [None, told]
     dist.broadcast_object_list(outcome, src=0)
+    if own is not None:
+        raise own
     if outcome[1] is not None:
         raise outcome[1]
     result: T = outcome[0]
@@ -37,16 +42,24 @@ def on_every_rank(work: Callable[[], T]) -> list[T]:
     own: Exception | None = None
     try:
         mine = (work(), "")
-    except (FullftError, OSError) as error:
-        own, mine = error, (None, f"{type(error).__name__}: {error}")
+    except Exception as error:
+        own, mine = error, (None, _message(error))
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, mine)
     if own is not None:
         raise own
-    failed = [f"rank {rank}: {message}" for rank, (_, message) in enumerate(gathered) if message]
-    if failed:
-        raise RunFailedError("; ".join(failed[:5]))
+    for rank, (_, message) in enumerate(gathered):
+        if message:
+            raise _told(rank, message)
     return [value for value, _ in gathered]
+
+
+def _message(error: Exception) -> str:
+    return str(error).strip() or type(error).__name__
+
+
+def _told(rank: int, message: str) -> RunFailedError:
+    return RunFailedError(f"rank {rank} failed: {message}")
 
 
 def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:

@@ -62,11 +62,8 @@ class Trainer:
             stop = result.stop and state.step < total
             due = state.step % self._job.config.output.save_steps == 0 or state.step == total
             if due or stop or result.checkpoint:
-                self.beat(state.step, "save")
-                checkpointing.save(self._job, self._engine, state)
+                self._save(state)
                 progress.committed_step = state.step
-                if self._rank == 0:
-                    self._job.run.checkpoint_request.unlink(missing_ok=True)
             if stop:
                 return state, True
         return state, False
@@ -110,6 +107,15 @@ class Trainer:
         if phase != self._last_beat[1] or now - self._last_beat[0] >= BEAT_SECONDS:
             self._job.run.beat(self._rank, step, phase)
             self._last_beat = (now, phase)
+
+    def _save(self, state: TrainerState) -> None:
+        """Commit a checkpoint; a request for one is met by it."""
+        self.beat(state.step, "save")
+        began = time.perf_counter()
+        checkpointing.save(self._job, self._engine, state)
+        if self._rank == 0:
+            self._job.run.checkpoint_request.unlink(missing_ok=True)
+            print(f"checkpoint of step {state.step} committed in {time.perf_counter() - began:.1f} s", flush=True)
 
     def _agree_on_stop(self) -> bool:
         wanted = float(self._stop.wanted(self._job.run, self._rank))

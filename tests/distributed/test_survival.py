@@ -109,6 +109,29 @@ def test_kill_in_the_middle_of_a_save(reference: Training, prepared: Training, t
     assert_same(training, reference)
 
 
+DISK_FULL = """
+import os
+if os.environ["RANK"] == "1":
+    real = os.fsync
+    def full(fd):
+        if ".partial-step-10-" in os.readlink(f"/proc/self/fd/{fd}"):
+            raise OSError(28, "No space left on device")
+        return real(fd)
+    os.fsync = full
+"""
+
+
+def test_failure_of_one_rank_ends_all(prepared: Training, tmp_path: Path) -> None:
+    """A full disk on one node: no rank waits in a collective for it, and all say why."""
+    training = prepared.copy(tmp_path / "copy")
+    (tmp_path / "sitecustomize.py").write_text(DISK_FULL)
+    assert training.train(sitecustomize=tmp_path) == [1, 1], training.log()
+    assert "No space left on device" in training.report(1)["message"]
+    assert training.report(0)["message"].startswith("rank 1 failed: ")
+    assert training.report(0)["committed_step"] is None
+    assert steps(training) == []
+
+
 def test_damaged_checkpoint_is_set_aside(reference: Training, tmp_path: Path) -> None:
     training = reference.copy(tmp_path / "copy")
     shutil.rmtree(training.run.export)
