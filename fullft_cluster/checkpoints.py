@@ -148,9 +148,8 @@ def make_manifest(
 ) -> Manifest:
     """Return the manifest of the entries that all ranks have handed in, stamped with the time."""
     ordered = tuple(sorted(files, key=lambda entry: entry.path))
-    return Manifest(
-        step=step, attempt=attempt, world_size=world_size, created=time.time(), versions=versions, files=ordered
-    )
+    who = {"step": step, "attempt": attempt, "world_size": world_size}
+    return Manifest(**who, created=time.time(), versions=versions, files=ordered)
 
 
 def commit(checkpoints: Path, manifest: Manifest, fence: Callable[[], None] = lambda: None) -> Path:
