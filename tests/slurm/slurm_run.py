@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 MAIN = "import sys; from fullft_cluster.cli.main import main; sys.exit(main())"
 STEPS = 30
 SAVE_STEPS = 10
-# Two nodes, two processes each. Exact arithmetic (fp32, one thread) is what lets two runs be compared bit for bit.
+CLUSTER = Path(__file__).parent / "lab" / "cluster.yaml"
+# Two nodes, two processes each, in fp32, so that two runs can be compared bit for bit.
 SETTINGS = (
     "resources.nodes=2",
     "resources.gpus_per_node=2",
@@ -30,10 +31,6 @@ SETTINGS = (
     "train.learning_rate=1e-3",
     f"output.save_steps={SAVE_STEPS}",
     "slurm.time=01:00:00",
-    "slurm.cpus_per_task=4",
-    "slurm.mem=8G",
-    "slurm.prepare_cpus=2",
-    "slurm.prepare_mem=4G",
 )
 
 
@@ -43,7 +40,7 @@ class Place:
     def __init__(self, lab: Lab, directory: Path, data: Path) -> None:
         self.lab, self.directory, self.data = lab, directory, data
         self.runs = directory / "runs"
-        self.env = {**lab.env, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        self.env = {**lab.env, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
     def cli(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         """Run `fullft-cluster ARGUMENTS`; its exit code must be `code`."""
@@ -66,7 +63,7 @@ class Place:
     ) -> subprocess.CompletedProcess[str]:
         """Submit a run of the tiny model by that name, with more settings after the usual ones."""
         sets = [part for setting in (*SETTINGS, *settings) for part in ("--set", setting)]
-        where = ["--data", str(self.data), "--runs-dir", str(self.runs), "--name", name]
+        where = ["--cluster", str(CLUSTER), "--data", str(self.data), "--runs-dir", str(self.runs), "--name", name]
         dry = ["--dry-run"] if dry_run else []
         return self.cli("submit", "--backend", "slurm", "--model", "tiny", *where, *sets, *dry, code=code)
 
