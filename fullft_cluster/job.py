@@ -10,7 +10,7 @@ from typing import Any
 from fullft_cluster.config import Config
 from fullft_cluster.config_load import Resolved, to_yaml
 from fullft_cluster.errors import Problem, UsageError
-from fullft_cluster.hardware import Cluster
+from fullft_cluster.hardware import CPU, Cluster
 from fullft_cluster.plan import Frozen, Plan
 from fullft_cluster.quoting import check_name, check_text
 from fullft_cluster.units import slurm_time_seconds
@@ -175,4 +175,5 @@ def summary(plan: Plan) -> dict[str, Any]:
         "global_batch_size": plan.global_batch_size,
         "expected_gib": round(plan.memory.gpu.expected_gib, 1),
         "capacity_gib": round(plan.memory.gpu.capacity_gib, 1),
+        "each": "process" if plan.gpu == CPU else "GPU",
     }

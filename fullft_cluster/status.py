@@ -115,7 +115,9 @@ def _slurm_state(run: RunDir, state: Mapping[str, Any], live: Live) -> tuple[Sta
     if job.state in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT"):
         if state.get("attempt"):
             return "requeued", f"{state.get('reason') or 'requeued by SLURM'}; waiting: {job.reason or job.state}"
-        return ("preparing", "data preparation") if job.reason == "Dependency" else ("pending", job.reason)
+        # The reason Dependency comes a moment after the submit; the preparation job is there at once.
+        waiting = job.reason == "Dependency" or (prepare is not None and prepare.state != "COMPLETED")
+        return ("preparing", "data preparation") if waiting else ("pending", job.reason)
     if job.state in ("RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT"):
         return "running", "" if job.state == "RUNNING" else job.state
     if job.state == "CANCELLED":

@@ -31,6 +31,8 @@ def job(state: str, reason: str = "") -> dict[str, JobState]:
     [
         (job("PENDING", "Dependency"), 0, "preparing"),
         (job("PENDING", "Resources"), 0, "pending"),
+        (job("PENDING") | {"41": JobState(state="RUNNING")}, 0, "preparing"),
+        (job("PENDING", "Priority") | {"41": JobState(state="COMPLETED")}, 0, "pending"),
         (job("PENDING", "BeginTime"), 1, "requeued"),
         (job("RUNNING"), 1, "running"),
         (job("COMPLETING"), 1, "running"),
