@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from fullft_cluster.backends import Backend, backend_of, live_states
 from fullft_cluster.cli.options import find_run, json_option, print_json, runs_dir_option, say
-from fullft_cluster.cli.view import follow_logs, print_runs, print_status, watch
+from fullft_cluster.cli.view import follow_logs, print_log, print_runs, print_status, watch
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.render import SCRIPTS
 from fullft_cluster.rundir import RunDir
@@ -70,26 +71,30 @@ def list_runs(runs_dir: str | None, as_json: bool) -> None:
 @click.command()
 @run_argument
 @runs_dir_option
+@json_option
 @click.option("--follow", "-f", is_flag=True, help="Go on printing until the run ends.")
 @click.option("--attempt", type=int, help="Only this attempt; default the newest.")
 @click.option("--all", "everything", is_flag=True, help="Every log of every attempt.")
 @click.option("--tail", "lines", type=int, default=200, show_default=True, help="Lines of each log.")
-def logs(name: str, runs_dir: str | None, *, follow: bool, attempt: int | None, everything: bool, lines: int) -> None:
-    """Print the logs of a run: the supervisor's and, by attempt and node, the workers'."""
+def logs(name: str, runs_dir: str | None, *, attempt: int | None, everything: bool, **shown: Any) -> None:
+    """Print the logs of a run: the supervisor's and, by attempt and node, the workers'.
+
+    With --json each line is an object: log, line.
+    """
     run = find_run(name, runs_dir)
-    files = sorted(run.logs.glob("*.log"))
+    as_json, follow, lines = shown["as_json"], shown["follow"], shown["lines"]
+    files = sorted(run.logs.rglob("*.log")) + sorted(run.logs.rglob("*.out"))
     if not everything:
         chosen = attempt or int(run.read_run().get("attempt", 0))
-        files = [file for file in files if file.name == "supervisor.log" or f"attempt-{chosen}-" in file.name]
+        files = [file for file in files if f"attempt-{chosen}-" in file.name or "attempt-" not in file.name]
     if not files and not follow:
         raise UsageError(Problem(run.name, "has no logs yet", "Wait until its job has started, or use --follow."))
+    seen = {}
     for file in files:
-        click.echo(f"==> {file.name} <==")
-        for line in file.read_text(errors="replace").splitlines()[-lines:]:
-            click.echo(line)
+        seen[file] = print_log(run, file, lines, as_json=as_json)
     if follow:
         backend = _backend(run)
-        follow_logs(run, lambda: backend.status(run))
+        follow_logs(run, seen, lambda: backend.status(run), as_json=as_json)
 
 
 @click.command()

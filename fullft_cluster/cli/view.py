@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import click
 import msgspec
@@ -111,19 +112,39 @@ def _watch_lines(read: Callable[[], Status], *, as_json: bool) -> Status:
         time.sleep(POLL_SECONDS)
 
 
-def follow_logs(run: RunDir, read: Callable[[], Status]) -> None:
-    """Print what is appended to any log of a run, prefixed with the log's name, until the run has ended."""
-    seen = {path: path.stat().st_size for path in run.logs.glob("*.log")}
+def print_log(run: RunDir, path: Path, lines: int, *, as_json: bool) -> int:
+    """Print the last lines of one log under its name; return how many of its bytes are dealt with."""
+    text = path.read_bytes()
+    whole = text.decode(errors="replace").splitlines()[-lines:] if lines > 0 else []
+    if not as_json:
+        click.echo(f"==> {path.relative_to(run.logs)} <==")
+    for line in whole:
+        _print_line(run, path, line, as_json=as_json, prefix=False)
+    return len(text)
+
+
+def _print_line(run: RunDir, path: Path, line: str, *, as_json: bool, prefix: bool) -> None:
+    name = str(path.relative_to(run.logs))
+    if as_json:
+        click.echo(json.dumps({"log": name, "line": line}))
+    else:
+        click.echo(f"{path.stem}: {line}" if prefix else line)
+
+
+def follow_logs(run: RunDir, seen: dict[Path, int], read: Callable[[], Status], *, as_json: bool) -> None:
+    """Print what is appended to any log of a run, or to new ones, with the log's name, until the run has ended."""
+    for path in run.logs.rglob("*.log"):
+        seen.setdefault(path, path.stat().st_size)
     while True:
         ended = read().state in ENDED
-        for path in sorted(run.logs.glob("*.log")):
+        for path in sorted(run.logs.rglob("*.log")):
             with path.open("rb") as file:
                 file.seek(seen.get(path, 0))
                 text = file.read()
             whole = text[: text.rfind(b"\n") + 1]
             seen[path] = seen.get(path, 0) + len(whole)
             for line in whole.decode(errors="replace").splitlines():
-                click.echo(f"{path.stem}: {line}")
+                _print_line(run, path, line, as_json=as_json, prefix=True)
         if ended:
             return
         time.sleep(POLL_SECONDS)

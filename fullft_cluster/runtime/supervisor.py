@@ -66,12 +66,12 @@ class Supervisor:
     # --- the life of the run
     def supervise(self) -> int:
         """Run attempts until the run is done, given up or handed back to the scheduler; return the exit code."""
-        if self._cancelled():
-            return self._end("cancelled", "cancelled by the user")
         decision = self._settle_lost_attempt()
         while decision is None or decision.action.startswith("requeue"):
             if decision is not None and decision.cause in ("crash", "hang", "oom"):
                 time.sleep(RETRY_SECONDS)
+            if self._cancelled():
+                return self._end("cancelled", "cancelled by the user")
             decision = self._attempt()
             if decision.action.startswith("requeue") and not self._requeue(decision):
                 return 0
@@ -192,8 +192,13 @@ class Supervisor:
 
     def _requeue(self, decision: Decision) -> bool:
         """Have the next attempt made; return True when this process makes it."""
+        excluded: list[str] = []
+        if decision.exclude_nodes:
+            # The list replaces the one of the script, so the user's own exclusion stays in it.
+            own = [self.config.slurm.exclude] if self.config.slurm.exclude else []
+            excluded = [*own, *self.run.read_run()["excluded_nodes"]]
         try:
-            return self.platform.requeue(decision, decision.exclude_nodes)
+            return self.platform.requeue(decision, tuple(excluded))
         except FullftError as error:
             self._end("failed", f"{decision.cause}, and the requeue failed: {error}. Use `fullft-cluster resume`.")
             raise
