@@ -54,6 +54,18 @@ def backend_of(name: str) -> Backend:
     raise UsageError(f"unknown backend {name!r}: local or slurm")
 
 
+def reopen(run: RunDir, **changes: Any) -> None:
+    """Make a run that has ended ready for another attempt, with a clean budget of failures.
+
+    An attempt that was cancelled at once has no line in attempts.jsonl yet; the supervisor writes it with this cause.
+    """
+    cancelled = run.read_run().get("state") == "cancelled"
+    run.stop.unlink(missing_ok=True)
+    run.update_run(
+        state="pending", reason="resumed", history={}, lost_to="cancelled" if cancelled else None, ended=None, **changes
+    )
+
+
 def live_states(runs: list[dict[str, Any]]) -> dict[str, JobState]:
     """Return the scheduler's states of the jobs of several run.json, asked for in one call."""
     from fullft_cluster.slurm_cli import job_states

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fullft_cluster.backends import Submission
+from fullft_cluster.backends import Submission, reopen
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, RunFailedError, UsageError
 from fullft_cluster.rundir import RunDir, write_json
@@ -85,8 +85,7 @@ class LocalBackend:
         state = run.read_run()
         if supervisor_alive(state):
             raise UsageError(Problem(run.name, f"is running (pid {state['pid']})", "Cancel it first."))
-        run.stop.unlink(missing_ok=True)
-        run.update_run(state="pending", reason="resumed", pid=None, history={})
+        reopen(run, pid=None)
         return self._start(run, script)
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 
 from fullft_cluster import slurm_cli
-from fullft_cluster.backends import Submission, live_states
+from fullft_cluster.backends import Submission, live_states, reopen
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, SchedulerError, UsageError
 from fullft_cluster.rundir import RunDir, write_json
@@ -113,7 +113,6 @@ class SlurmBackend:
             raise UsageError(Problem(run.name, "its data was never prepared", "Submit it again under a new name."))
         # Held until run.json names the new job: the supervisor that starts writes to the same file.
         job_id = self._sbatch(run, script, "--hold")
-        run.stop.unlink(missing_ok=True)
-        run.update_run(state="pending", reason="resumed", job_id=job_id, history={}, excluded_nodes=[])
+        reopen(run, job_id=job_id, excluded_nodes=[])
         slurm_cli.call(["scontrol", "release", job_id])
         return self._submission(run, job_id, None)

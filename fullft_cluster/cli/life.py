@@ -56,7 +56,7 @@ def list_runs(runs_dir: str | None, as_json: bool) -> None:
     runs = [RunDir(path.parent.absolute()) for path in Path(runs_dir or "runs").glob("*/run.json")]
     states = {run.path: run.read_run() for run in runs}
     runs.sort(key=lambda run: states[run.path].get("created", 0.0), reverse=True)
-    open_slurm = [s for s in states.values() if s.get("backend") == "slurm" and "ended" not in s]
+    open_slurm = [s for s in states.values() if s.get("backend") == "slurm" and not s.get("ended")]
     live = live_states(open_slurm) if open_slurm else {}
     statuses = [
         read_status(run, live) if states[run.path].get("backend") == "slurm" else _backend(run).status(run)

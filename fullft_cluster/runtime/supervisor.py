@@ -90,7 +90,8 @@ class Supervisor:
     def _settle_lost_attempt(self) -> Decision | None:
         """Write the line of an attempt whose supervisor was killed with its node; None when there is none.
 
-        A decision to stop stands (a fault that a restart repeats); otherwise the scheduler has requeued already.
+        A decision to stop stands (a fault that a restart repeats); otherwise the scheduler has requeued already, or
+        the user has resumed what was cancelled.
         """
         state = self.run.read_run()
         attempt = state.get("attempt", 0)
@@ -100,8 +101,9 @@ class Supervisor:
         end = max([state["attempt_started"], *beats])
         log.info("attempt %d ended without a word; looking for what it left", attempt)
         nodes = tuple(state.get("nodes", ()))
+        self.stop_reason = state.get("lost_to")
         decision = self._conclude(attempt, state["attempt_started"], end, nodes, self.platform.past_life_state(), False)
-        return decision if decision.action in ("stop", "done") else None
+        return decision if decision.action in ("stop", "done") and decision.cause != "cancelled" else None
 
     def _attempt(self) -> Decision:
         """Run one attempt to its end, record it, and return what follows."""

@@ -259,3 +259,16 @@ def test_a_lost_attempt_that_said_93_stays_stopped(run: RunDir) -> None:
     ends(93, 1, kind="config")(run, 1)
     code, attempts, state = supervise(run, Script(run))
     assert (code, state["state"], len(attempts)) == (1, "failed", 1)
+
+
+def test_a_cancelled_attempt_gets_its_line_and_the_resumed_run_goes_on(run: RunDir) -> None:
+    from fullft_cluster.backends import reopen
+
+    started = time.time() - 50
+    run.update_run(state="cancelled", attempt=1, attempt_started=started, nodes=["node1"], ended=time.time())
+    run.exits(1).mkdir(parents=True)
+    write_json(run.stop, {"reason": "cancelled"})
+    reopen(run)
+    code, attempts, state = supervise(run, Script(run, ends(0, 0, kind="done")))
+    assert (code, state["state"]) == (0, "completed")
+    assert [line["cause"] for line in attempts] == ["cancelled", "done"]
