@@ -238,7 +238,7 @@ def _why_memory(task: Task, choice: Choice) -> Iterator[str]:
             f"Activations are recomputed: they take {checkpoint_bytes(setup) / GIB:.1f} GiB where all of them would "
             f"take {full / GIB:.1f}, for a third more compute."
         )
-    if setup.offload == "optimizer":
+    if setup.offload == "optimizer" and setup.gpu != CPU:
         yield (
             f"The optimizer works in host memory ({choice.host['offloaded_optimizer'] / GIB:.0f} GiB a node): fewer "
             "GPUs, slower steps."

@@ -150,10 +150,10 @@ def step_bytes(setup: Setup) -> int:
 
 
 def states(setup: Setup) -> dict[str, int]:
-    """Return the shards that stay on the GPU all the time."""
+    """Return the shards that stay on the GPU all the time. On CPUs offloaded ones stay in the same memory."""
     elements, e = shard(setup), setup.element_bytes
     parts = {"parameters": elements * e}
-    if setup.offload == "none":
+    if setup.offload == "none" or setup.gpu == CPU:
         parts |= {"gradients": elements * e, "optimizer_states": elements * OPTIMIZER_BYTES}
     return parts
 
