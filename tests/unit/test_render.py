@@ -113,6 +113,19 @@ def test_every_file_comes_from_the_same_plan() -> None:
     assert "train_micro_batch_size_per_gpu" in result.files["deepspeed.json"]
 
 
+JOBS = sorted((Path(__file__).parents[2] / "configs/jobs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("backend", ["slurm", "local"])
+@pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
+def test_every_shipped_job_plans_and_renders(path: Path, backend: str) -> None:
+    resolved = resolve({"backend": backend, "cluster": None if backend == "slurm" else "a100-80gb"}, [], path)
+    plan = make_plan(resolved.config, load_model(str(resolved.config.model)), resolved.cluster, 5000)
+    result = render(make_job(resolved, plan, RUN_DIR, PYTHON))
+    subprocess.run(["bash", "-n", "-c", result.script], check=True)
+    assert json.loads(result.files["deepspeed.json"])["zero_optimization"]["stage"] == 3
+
+
 def test_rendering_twice_gives_the_same_bytes() -> None:
     assert rendered(CASES["four-nodes"])[0] == rendered(CASES["four-nodes"])[0]
 
