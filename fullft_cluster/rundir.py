@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fullft_cluster.errors import Problem, RunFailedError
+
 
 def fsync_directory(path: Path) -> None:
     """Make the names in a directory durable (a rename is not, until its directory is synced)."""
@@ -168,8 +170,14 @@ class RunDir:
 
     # --- small states shared by several writers
     def read_run(self) -> dict[str, Any]:
-        """Return run.json, or an empty dict before it is written."""
-        return read_json(self.run) or {}
+        """Return run.json, or an empty dict before it is written. Raises RunFailedError for a damaged one."""
+        try:
+            state = read_json(self.run) or {}
+        except ValueError:
+            state = None
+        if not isinstance(state, dict):
+            raise RunFailedError(Problem(str(self.run), "is damaged", "It is written by rename: look at the disk."))
+        return state
 
     def update_run(self, **changes: Any) -> dict[str, Any]:
         """Merge changes into run.json by rename, and return the whole.
@@ -179,6 +187,21 @@ class RunDir:
         run = {**self.read_run(), **changes}
         write_json(self.run, run)
         return run
+
+    def stop_reason(self) -> str | None:
+        """Return why a stop is asked for: None when it is not, ``stop_requested`` where the file does not say.
+
+        Anybody may write it (`touch RUN/control/stop`), so any content is taken.
+        """
+        try:
+            text = self.stop.read_bytes()
+        except OSError:
+            return None
+        try:
+            reason = json.loads(text)["reason"]
+        except (ValueError, KeyError, TypeError, IndexError):
+            return "stop_requested"
+        return reason if isinstance(reason, str) else "stop_requested"
 
     def beat(self, rank: int, step: int, phase: str) -> None:
         """Write one rank's heartbeat: step, phase (`load`, `train`, `save`, `export`) and time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
@@ -29,7 +30,8 @@ FINAL_STATES = frozenset(
     }
 )
 """States in which a job's life is over (``man squeue``, JOB STATE CODES)."""
-_DOWN = re.compile(r"^(down|fail|drain|drng|error|inval|unk|not_responding)|\*$", re.IGNORECASE)
+_DOWN = re.compile(r"^(down|error|inval)|\*$", re.IGNORECASE)
+"""Short states of a node that is lost (``man sinfo``, NODE STATE CODES; ``*``: no response). A draining one is not."""
 
 
 class JobState(Frozen, frozen=True):
@@ -115,19 +117,28 @@ def job_state(job_id: str) -> JobState:
 
 def job_fields(job_id: str) -> dict[str, str]:
     """Return `scontrol show job` as a dict, empty when the controller does not know the job."""
-    text = try_call(["scontrol", "show", "job", "-o", job_id]) or ""
+    text = try_call(["scontrol", "show", "job", "-o", job_id], shielded=True) or ""
     return dict(part.split("=", 1) for part in text.split() if "=" in part)
 
 
-def past_life_state(job_id: str) -> str | None:
-    """Return the state in which the previous life of a requeued job ended, from accounting; None where there is none.
+def life_state(job_id: str, life: int) -> str | None:
+    """Return the state in which one life of a requeued job ended (0 is the first); None where accounting has none.
 
-    `sacct -D` lists each life of a job (https://slurm.schedmd.com/sacct.html, --duplicates).
+    `sacct -D` lists the lives of a job in their order (https://slurm.schedmd.com/sacct.html, --duplicates). Accounting
+    lags, so fewer lives than expected say nothing: the last one listed may be an older one.
     """
-    text = try_call(["sacct", "-D", "-X", "-n", "-P", "-j", job_id, "-o", "State"])
-    ended = [line.split()[0] for line in (text or "").splitlines() if line.strip()]
-    ended = [state for state in ended if state not in ("RUNNING", "PENDING", "COMPLETING")]
-    return ended[-1] if ended else None
+    text = try_call(["sacct", "-D", "-X", "-n", "-P", "-j", job_id, "-o", "State"], shielded=True)
+    states = [line.split()[0] for line in (text or "").splitlines() if line.strip()]
+    ended = [state for state in states if state not in ("RUNNING", "PENDING", "COMPLETING")]
+    return ended[life] if life < len(ended) else None
+
+
+def active_jobs() -> frozenset[str]:
+    """Return the ids of this user's jobs that wait or run. Raises SchedulerError when the controller does not answer.
+
+    The question whose silence must not be taken for "gone".
+    """
+    return frozenset(call(["squeue", "--noheader", "--user", str(os.getuid()), "-o", "%A"]).split())
 
 
 def hostnames(node_list: str) -> tuple[str, ...]:
@@ -136,7 +147,7 @@ def hostnames(node_list: str) -> tuple[str, ...]:
 
 
 def bad_nodes(nodes: Sequence[str]) -> tuple[str, ...]:
-    """Return those of the nodes that are down, failing, draining or not responding."""
+    """Return those of the nodes that are down or do not respond."""
     if not nodes:
         return ()
     text = try_call(["sinfo", "--noheader", "--Node", "--nodes", ",".join(nodes), "-o", "%N|%t"]) or ""

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from fullft_cluster.plan import Frozen, Plan
-from fullft_cluster.rundir import RunDir, read_json, read_lines
+from fullft_cluster.rundir import RunDir, read_lines
 from fullft_cluster.runtime import evidence
 from fullft_cluster.slurm_cli import FINAL_STATES, JobState
 
 State = Literal["preparing", "pending", "running", "requeued", "completed", "failed", "cancelled", "unknown"]
+SupervisorState = Literal["alive", "gone", "elsewhere"]
+"""Of a local run: on this host, nowhere, or on a host that cannot be asked from here."""
 ENDED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
 
 
@@ -47,13 +49,13 @@ Live = Mapping[str, JobState]
 """What the scheduler says, by job id; empty where it was not asked or does not know."""
 
 
-def read_status(run: RunDir, live: Live, *, supervisor_alive: bool = True, now: float | None = None) -> Status:
+def read_status(run: RunDir, live: Live, *, supervisor: SupervisorState = "alive", now: float | None = None) -> Status:
     """Return the status of a run directory; unknown parts of a young or half-written run are None."""
     state = run.read_run()
     attempts = list(read_lines(run.attempts))
     last = _last_metric(run)
     total = last.get("total_steps") or state.get("total_steps") or _planned_steps(run)
-    name, reason = _state(run, state, live, supervisor_alive)
+    name, reason = _state(run, state, live, supervisor)
     beats = [beat["time"] for beat in evidence.heartbeats(run)]
     step = last.get("step")
     running = name == "running"
@@ -83,14 +85,16 @@ def read_status(run: RunDir, live: Live, *, supervisor_alive: bool = True, now: 
     )
 
 
-def _state(run: RunDir, state: Mapping[str, Any], live: Live, supervisor_alive: bool) -> tuple[State, str]:
+def _state(run: RunDir, state: Mapping[str, Any], live: Live, supervisor: SupervisorState) -> tuple[State, str]:
     """Return the run's state and the reason for it."""
     recorded: State = state.get("state", "unknown")
     reason = str(state.get("reason", ""))
     if recorded in ENDED:
         return recorded, reason
     if state.get("backend") == "local":
-        if recorded in ("running", "requeued") and not supervisor_alive:
+        if recorded in ("running", "requeued") and supervisor == "elsewhere":
+            return recorded, f"on {state.get('host')}, which cannot be asked from here"
+        if recorded in ("running", "requeued") and supervisor == "gone":
             return (
                 "failed",
                 "its supervisor is gone (killed, or the machine restarted). `fullft-cluster resume` goes on.",
@@ -127,7 +131,7 @@ def _slurm_state(run: RunDir, state: Mapping[str, Any], live: Live) -> tuple[Sta
 
 def prepare_errors(run: RunDir) -> list[str]:
     """Return what the data preparation found wrong, in its own words; empty when it said nothing."""
-    report = read_json(run.path / "exits" / "prepare.json") or {}
+    report = evidence.report(run.path / "exits" / "prepare.json")
     return [str(error) for error in report.get("errors", ())]
 
 

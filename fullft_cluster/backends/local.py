@@ -8,13 +8,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from fullft_cluster.backends import Submission, reopen
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, RunFailedError, UsageError
 from fullft_cluster.rundir import RunDir, write_json
-from fullft_cluster.status import ENDED, Status, prepare_errors, read_status
+from fullft_cluster.status import ENDED, Status, SupervisorState, prepare_errors, read_status
 
 START_SECONDS = 10.0
 """How long the supervisor may take to say that it lives."""
@@ -64,12 +63,14 @@ class LocalBackend:
 
     def status(self, run: RunDir) -> Status:
         """Return the status; a run whose supervisor is gone has failed."""
-        return read_status(run, {}, supervisor_alive=supervisor_alive(run.read_run()))
+        return read_status(run, {}, supervisor=supervisor(run))
 
     def cancel(self, run: RunDir, *, now: bool) -> str:
         """Ask the workers for a checkpoint and an end; `now` kills them."""
-        state = run.read_run()
-        if not supervisor_alive(state):
+        state, where = run.read_run(), supervisor(run)
+        if where == "elsewhere" and now:
+            raise UsageError(Problem(run.name, f"runs on {state['host']}", "Cancel it there, or without --now."))
+        if where == "gone":
             run.update_run(state="cancelled", reason="cancelled by the user", ended=time.time())
             return "it was not running"
         write_json(run.stop, {"reason": "cancelled", "time": time.time()})
@@ -81,22 +82,28 @@ class LocalBackend:
         return "asked for a checkpoint and a stop"
 
     def resume(self, run: RunDir, script: str) -> Submission:
-        """Start the supervisor again. Raises UsageError while one is alive."""
-        state = run.read_run()
-        if supervisor_alive(state):
+        """Start the supervisor again. Raises UsageError while one is alive, or may be on another host."""
+        state, where = run.read_run(), supervisor(run)
+        if where == "alive":
             raise UsageError(Problem(run.name, f"is running (pid {state['pid']})", "Cancel it first."))
+        if where == "elsewhere":
+            raise UsageError(
+                Problem(run.name, f"was started on {state['host']}", "Resume it there, or cancel it first.")
+            )
         reopen(run, pid=None)
         return self._start(run, script)
 
 
-def supervisor_alive(state: dict[str, Any]) -> bool:
-    """Return whether the supervisor named in a run.json lives on this host; pids are reused, so its command counts."""
-    if state.get("state") in ENDED:
-        return False
-    if not state.get("pid") or state.get("host") != os.uname().nodename:
-        return False
+def supervisor(run: RunDir) -> SupervisorState:
+    """Return where the supervisor named in run.json is. Pids are reused, so its command line has to name this run."""
+    state = run.read_run()
+    if state.get("state") in ENDED or not state.get("pid"):
+        return "gone"
+    if state.get("host") != os.uname().nodename:
+        return "elsewhere"
     try:
-        command = Path(f"/proc/{state['pid']}/cmdline").read_bytes()
+        words = Path(f"/proc/{state['pid']}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return False
-    return b"fullft_cluster.runtime.supervisor" in command
+        return "gone"
+    ours = b"fullft_cluster.runtime.supervisor" in words and os.fsencode(run.path) in words
+    return "alive" if ours else "gone"

@@ -31,17 +31,18 @@ class SlurmBackend:
 
     def submit(self, run: RunDir, config: Config, script: str) -> Submission:
         """Queue the preparation, then the training after it; when the second is refused, the first is taken back."""
-        prepare_id = self._prepare(run, config)
-        run.update_run(prepare_job_id=prepare_id)
+        queued = [self._prepare(run, config)]
         try:
+            run.update_run(prepare_job_id=queued[0])
             # Given beside the script, whose bytes are the dry run's. A preparation that fails ends the job, which
             # would else wait for ever (DependencyNeverSatisfied).
-            job_id = self._sbatch(run, script, f"--dependency=afterok:{prepare_id}", "--kill-on-invalid-dep=yes")
-        except SchedulerError:
-            slurm_cli.try_call(["scancel", prepare_id])
+            after = (f"--dependency=afterok:{queued[0]}", "--kill-on-invalid-dep=yes")
+            queued.append(self._sbatch(run, script, *after))
+            run.update_run(job_id=queued[1])
+        except BaseException:  # refused, a full disk, Ctrl-C: no job is left without its run
+            slurm_cli.try_call(["scancel", *queued])
             raise
-        run.update_run(job_id=job_id)
-        return self._submission(run, job_id, prepare_id)
+        return self._submission(run, queued[1], queued[0])
 
     def _submission(self, run: RunDir, job_id: str, prepare_id: str | None) -> Submission:
         return Submission(
@@ -50,10 +51,11 @@ class SlurmBackend:
 
     def _sbatch(self, run: RunDir, script: str, *options: str) -> str:
         out = slurm_cli.call(["sbatch", "--parsable", *options, script], cwd=run.path)
-        job_id = out.strip().partition(";")[0]  # "ID;CLUSTER" in a federation
-        if not job_id.isdigit():
+        # Behind whatever a site's wrapper says: "ID", or "ID;CLUSTER" in a federation.
+        ids = [line.partition(";")[0] for line in out.split() if line.partition(";")[0].isdigit()]
+        if not ids:
             raise SchedulerError(Problem("sbatch", f"printed {out.strip()!r} where a job id was expected"))
-        return job_id
+        return ids[-1]
 
     def _prepare(self, run: RunDir, config: Config) -> str:
         """Submit the preparation by submitit and return its job id."""
@@ -79,7 +81,8 @@ class SlurmBackend:
         try:
             job = executor.submit(submitit.helpers.CommandFunction(command, verbose=False))
         except submitit.core.utils.FailedJobError as error:
-            words = " ".join(str(error).split())
+            # submitit gives sbatch's stderr twice: by itself and in the words of its own exception.
+            words = " ".join(dict.fromkeys(line.strip() for line in str(error).splitlines() if line.strip()))
             raise SchedulerError(Problem("sbatch", f"refused the preparation job: {words}")) from None
         return str(job.job_id)
 
@@ -91,10 +94,11 @@ class SlurmBackend:
     def cancel(self, run: RunDir, *, now: bool) -> str:
         """Ask running workers for a checkpoint and an end; take a waiting job out of the queue."""
         state = run.read_run()
-        ids = [str(state[key]) for key in ("job_id", "prepare_job_id") if state.get(key)]
-        job = slurm_cli.job_state(str(state["job_id"])) if state.get("job_id") else slurm_cli.JobState(state="UNKNOWN")
+        active = slurm_cli.active_jobs()  # raises where SLURM is silent: a running job is owed its checkpoint
+        ids = [str(state[key]) for key in ("job_id", "prepare_job_id") if str(state.get(key)) in active]
+        running = str(state.get("job_id")) in ids and slurm_cli.job_state(str(state["job_id"])).state == "RUNNING"
         write_json(run.stop, {"reason": "cancelled", "time": time.time()})
-        if job.state == "RUNNING" and not now:
+        if running and not now:
             return "asked for a checkpoint and a stop"
         if ids:
             slurm_cli.call(["scancel", *ids])
@@ -104,15 +108,16 @@ class SlurmBackend:
     def resume(self, run: RunDir, script: str) -> Submission:
         """Submit the run's script again. Raises UsageError while a job of the run is alive."""
         state = run.read_run()
-        known = live_states([state]).get(str(state.get("job_id")))
-        if known is not None and known.state not in slurm_cli.FINAL_STATES:
-            raise UsageError(
-                Problem(run.name, f"is {known.state} in SLURM (job {state['job_id']})", "Cancel it first.")
-            )
+        if str(state.get("job_id")) in slurm_cli.active_jobs():
+            raise UsageError(Problem(run.name, f"waits or runs in SLURM (job {state['job_id']})", "Cancel it first."))
         if not run.data.exists():
             raise UsageError(Problem(run.name, "its data was never prepared", "Submit it again under a new name."))
         # Held until run.json names the new job: the supervisor that starts writes to the same file.
         job_id = self._sbatch(run, script, "--hold")
-        reopen(run, job_id=job_id, excluded_nodes=[])
-        slurm_cli.call(["scontrol", "release", job_id])
+        try:
+            reopen(run, job_id=job_id, excluded_nodes=[])
+            slurm_cli.call(["scontrol", "release", job_id])
+        except BaseException:
+            slurm_cli.try_call(["scancel", job_id])
+            raise
         return self._submission(run, job_id, None)

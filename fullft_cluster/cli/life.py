@@ -10,10 +10,10 @@ import click
 from fullft_cluster.backends import Backend, backend_of, live_states
 from fullft_cluster.cli.options import find_run, json_option, print_json, runs_dir_option, say
 from fullft_cluster.cli.view import follow_logs, print_log, print_runs, print_status, watch
-from fullft_cluster.errors import Problem, UsageError
+from fullft_cluster.errors import FullftError, Problem, UsageError
 from fullft_cluster.render import SCRIPTS
 from fullft_cluster.rundir import RunDir
-from fullft_cluster.status import read_status
+from fullft_cluster.status import Live, Status, read_status
 
 FAILED = 1
 
@@ -53,19 +53,26 @@ def status(name: str, runs_dir: str | None, as_json: bool, watching: bool) -> in
 @json_option
 def list_runs(runs_dir: str | None, as_json: bool) -> None:
     """List the runs, newest first."""
-    runs = [RunDir(path.parent.absolute()) for path in Path(runs_dir or "runs").glob("*/run.json")]
-    states = {run.path: run.read_run() for run in runs}
-    runs.sort(key=lambda run: states[run.path].get("created", 0.0), reverse=True)
+    states: dict[Path, dict[str, Any]] = {}
+    for path in Path(runs_dir or "runs").glob("*/run.json"):
+        run = RunDir(path.parent.absolute())
+        try:
+            states[run.path] = run.read_run()
+        except FullftError as error:  # one damaged run does not hide the others
+            say(f"warning: {error}")
     open_slurm = [s for s in states.values() if s.get("backend") == "slurm" and not s.get("ended")]
     live = live_states(open_slurm) if open_slurm else {}
-    statuses = [
-        read_status(run, live) if states[run.path].get("backend") == "slurm" else _backend(run).status(run)
-        for run in runs
-    ]
+    newest_first = sorted(states, key=lambda path: states[path].get("created") or 0.0, reverse=True)
+    statuses = [_listed(RunDir(path), states[path], live) for path in newest_first]
     if as_json:
         print_json(statuses)
     else:
         print_runs(statuses)
+
+
+def _listed(run: RunDir, state: dict[str, Any], live: Live) -> Status:
+    """Return one run's status, SLURM having been asked for all of them in one call."""
+    return _backend(run).status(run) if state.get("backend") == "local" else read_status(run, live)
 
 
 @click.command()
@@ -73,9 +80,9 @@ def list_runs(runs_dir: str | None, as_json: bool) -> None:
 @runs_dir_option
 @json_option
 @click.option("--follow", "-f", is_flag=True, help="Go on printing until the run ends.")
-@click.option("--attempt", type=int, help="Only this attempt; default the newest.")
+@click.option("--attempt", type=click.IntRange(min=1), help="Only this attempt; default the newest.")
 @click.option("--all", "everything", is_flag=True, help="Every log of every attempt.")
-@click.option("--tail", "lines", type=int, default=200, show_default=True, help="Lines of each log.")
+@click.option("--tail", "lines", type=click.IntRange(min=0), default=200, show_default=True, help="Lines of each log.")
 def logs(name: str, runs_dir: str | None, *, attempt: int | None, everything: bool, **shown: Any) -> None:
     """Print the logs of a run: the supervisor's and, by attempt and node, the workers'.
 

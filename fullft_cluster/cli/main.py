@@ -63,6 +63,11 @@ def main() -> None:
     except BrokenPipeError:  # `fullft-cluster ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:  # a full disk under stdout, a directory that was deleted under the shell
+        if debug:
+            raise
+        click.echo(f"error: {error.filename or 'output'}: {error.strerror}", err=True)
+        code = 1
     sys.exit(code)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -75,10 +76,14 @@ def submit(as_json: bool, dry_run: bool, **options: Any) -> None:
 
     ready = _ready(options, dry=dry_run)
     if dry_run:
-        click.echo(ready.rendered.script, nl=False)
+        if as_json:
+            print_json(ready.rendered)
+        else:
+            click.echo(ready.rendered.script, nl=False)
         return
     backend = backend_of(ready.job.backend)
     backend.check()
+    made_runs_dir = not ready.run_dir.parent.exists()
     run = _make_run_dir(ready)
     try:
         from fullft_cluster.config_load import read_config
@@ -86,6 +91,9 @@ def submit(as_json: bool, dry_run: bool, **options: Any) -> None:
         submission = backend.submit(run, read_config(run.config), str(run.path / ready.rendered.script_name))
     except BaseException:
         shutil.rmtree(run.path, ignore_errors=True)  # nothing half-made is left behind
+        if made_runs_dir:
+            with contextlib.suppress(OSError):  # not empty: prepared data stays, for the next try
+                run.path.parent.rmdir()
         raise
     say(f"run {submission.name} in {submission.run_dir}")
     for label, job_id in (("prepare job", submission.prepare_job_id), ("training job", submission.job_id)):

@@ -18,6 +18,15 @@ class Steps(Frozen, frozen=True):
     last_step: int | None
 
 
+def report(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; empty when it is missing, torn by a power loss, or no object."""
+    try:
+        value = read_json(path)
+    except (ValueError, OSError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def worker_exits(run: RunDir, attempt: int, nodes: tuple[str, ...], local_world_size: int) -> tuple[WorkerExit, ...]:
     """Return how each worker of an attempt ended, from the node starters' and the workers' own reports.
 
@@ -26,16 +35,16 @@ def worker_exits(run: RunDir, attempt: int, nodes: tuple[str, ...], local_world_
     directory = run.exits(attempt)
     exits = []
     for node_rank, node in enumerate(nodes):
-        report = read_json(directory / f"node-{node_rank}.json") or {}
-        codes: list[int] = report.get("exit_codes", [])
+        ended = report(directory / f"node-{node_rank}.json")
+        codes: list[int] = ended.get("exit_codes", [])
         for local_rank in range(local_world_size):
             rank = node_rank * local_world_size + local_rank
-            own = read_json(directory / f"rank-{rank}.json") or {}
+            own = report(directory / f"rank-{rank}.json")
             code = codes[local_rank] if local_rank < len(codes) else own.get("exit_code")
             exits.append(
                 WorkerExit(
                     rank=rank,
-                    node=str(report.get("node", node)),
+                    node=str(ended.get("node", node)),
                     exit_code=code,
                     kind=own.get("kind"),
                     message=str(own.get("message") or ""),
@@ -48,23 +57,22 @@ def worker_exits(run: RunDir, attempt: int, nodes: tuple[str, ...], local_world_
 def steps(run: RunDir, attempt: int, started: float) -> Steps:
     """Return the steps of an attempt from its lines in metrics.jsonl, its workers' reports and its heartbeats."""
     logged = [line["step"] for line in read_lines(run.metrics) if line.get("attempt") == attempt and "step" in line]
-    reports = [read_json(path) or {} for path in sorted(run.exits(attempt).glob("rank-*.json"))]
-    resumed = [report["resumed_from"] for report in reports if report.get("resumed_from") is not None]
+    reports = [report(path) for path in sorted(run.exits(attempt).glob("rank-*.json"))]
+    resumed = [own["resumed_from"] for own in reports if own.get("resumed_from") is not None]
     beats = [beat["step"] for beat in heartbeats(run) if beat["time"] >= started and beat.get("phase") != "load"]
     last = max([*logged, *beats], default=None)
     resumed_from = min(resumed, default=None)
-    first = resumed_from + 1 if resumed_from is not None and last is not None and last > resumed_from else None
-    return Steps(
-        resumed_from=resumed_from,
-        first_step=min(logged, default=first),
-        last_step=last,
-    )
+    first = min(logged, default=None)
+    if reports:  # they know better than the log, which may skip steps (output.log_steps)
+        before = resumed_from or 0
+        first = before + 1 if last is not None and last > before else None
+    return Steps(resumed_from=resumed_from, first_step=first, last_step=last)
 
 
 def heartbeats(run: RunDir) -> list[dict[str, Any]]:
-    """Return the newest heartbeat of each rank."""
-    beats = [read_json(path) for path in sorted(run.heartbeats.glob("rank-*.json"))]
-    return [beat for beat in beats if isinstance(beat, dict) and "step" in beat and "time" in beat]
+    """Return the newest heartbeat of each rank; one that a power loss has torn is passed over."""
+    beats = [report(path) for path in sorted(run.heartbeats.glob("rank-*.json"))]
+    return [beat for beat in beats if "step" in beat and "time" in beat]
 
 
 def committed(run: RunDir) -> list[tuple[int, float]]:

@@ -7,10 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from typing import Protocol
 
 from fullft_cluster import slurm_cli
-from fullft_cluster.errors import FullftError
+from fullft_cluster.errors import FullftError, SchedulerError
 from fullft_cluster.rundir import RunDir
 from fullft_cluster.runtime.node import die_with_parent
 from fullft_cluster.runtime.policy import Decision
@@ -18,6 +19,12 @@ from fullft_cluster.units import slurm_time_seconds
 
 WARNING_SLACK_SECONDS = 120
 """slurmctld looks at time limits every 30 s and warns up to that much early; the rest is for a slow controller."""
+
+ACCOUNTING_TRIES = 3
+"""Looks at accounting, a second apart: slurmdbd hears of an end a moment after slurmctld."""
+
+REQUEUE_TRIES = 12
+"""Tries of `scontrol requeue`, ten seconds apart, unless SLURM ends this process first."""
 
 
 class Platform(Protocol):
@@ -148,21 +155,29 @@ class SlurmPlatform:
 
     def _requeued(self, fields: dict[str, str]) -> bool:
         """Return whether SLURM has requeued this job already: it counts a restart more than this life was told."""
-        return int(fields.get("Restarts", "0")) > int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+        return int(fields.get("Restarts", "0")) > _restarts()
 
     def life_state(self) -> str | None:
         """Return the state in which this life ends, where SLURM has decided that already."""
         fields = slurm_cli.job_fields(self.job_id)
         if self._requeued(fields):
-            return slurm_cli.past_life_state(self.job_id) or "REQUEUED"
+            return self._accounted(_restarts())
         state = fields.get("JobState")
         return state if state in slurm_cli.FINAL_STATES else None
 
     def past_life_state(self) -> str | None:
         """Return how accounting says that the life before this one ended."""
-        if not int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+        if not _restarts():
             return None  # a new job of a resumed run
-        return slurm_cli.past_life_state(self.job_id) or "REQUEUED"
+        return self._accounted(_restarts() - 1)
+
+    def _accounted(self, life: int) -> str:
+        """Return how accounting says that a life ended; REQUEUED, which it was in any case, where it does not say."""
+        for _ in range(ACCOUNTING_TRIES):
+            if state := slurm_cli.life_state(self.job_id, life):
+                return state
+            time.sleep(1)
+        return "REQUEUED"
 
     def bad_nodes(self, nodes: tuple[str, ...]) -> tuple[str, ...]:
         """Return the nodes that SLURM calls down or not responding."""
@@ -173,13 +188,26 @@ class SlurmPlatform:
 
         SLURM ends this very process soon after: everything worth keeping is written before.
         """
-        if not self._requeued(slurm_cli.job_fields(self.job_id)):
-            slurm_cli.call(["scontrol", "requeue", self.job_id], shielded=True)
+        for tries_left in reversed(range(REQUEUE_TRIES)):
+            if self._requeued(slurm_cli.job_fields(self.job_id)):
+                break
+            try:
+                slurm_cli.call(["scontrol", "requeue", self.job_id], shielded=True)
+                break
+            except SchedulerError:
+                if not tries_left:
+                    raise
+                time.sleep(10)  # a controller that restarts or fails over is back in a minute or two
         if excluded:
             # Only a pending job takes it, which this one is by now.
             nodes = ",".join(excluded)
             slurm_cli.try_call(["scontrol", "update", f"JobId={self.job_id}", f"ExcNodeList={nodes}"], shielded=True)
         return False
+
+
+def _restarts() -> int:
+    """Return how often this job had been requeued when this life began."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 def _over_time(fields: dict[str, str]) -> bool:

@@ -5,7 +5,8 @@ The rules, in order (first match):
 1. every worker exited 0                      -> done
 2. the user cancelled                         -> stop
 3. a worker exited 93 (a restart repeats it)  -> stop
-4. the scheduler or the node's state says that a node was lost -> requeue without that node
+4. the scheduler or the node's state says that a node was lost -> requeue without that node, unless every worker
+   stopped on request
 5. the workers stopped on request (75), or the scheduler ended them -> requeue; a time limit counts as a failure when
    the attempt committed nothing, as a limit that is shorter than the way to the first checkpoint never ends
 6. out of memory at the very step where the attempt before ran out as well -> stop
@@ -198,7 +199,9 @@ def decide(evidence: Evidence, history: History, max_failures: int) -> Decision:
         kinds: tuple[Cause, ...] = ("config", "data", "oom", "checkpoint", "nan", "fenced")
         cause: Cause = next((k for k in kinds if k == root.kind), "crash")
         return Decision(action="stop", cause=cause, message=describe(root))
-    if evidence.bad_nodes or SCHEDULER_CAUSES.get(evidence.scheduler_state or "") == "node_fail":
+    codes = {worker.exit_code for worker in workers}
+    agreed = EXIT_STOPPED in codes and codes <= {EXIT_DONE, EXIT_STOPPED}  # whatever became of a node since
+    if not agreed and (evidence.bad_nodes or SCHEDULER_CAUSES.get(evidence.scheduler_state or "") == "node_fail"):
         lost = ", ".join(evidence.bad_nodes) or "a node of the job"
         return Decision(
             action="requeue_without_node",

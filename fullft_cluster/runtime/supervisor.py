@@ -7,6 +7,7 @@ torch: a broken training environment is an attempt that failed, not a supervisor
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
@@ -22,7 +23,7 @@ import msgspec
 from fullft_cluster.config_load import read_config
 from fullft_cluster.errors import FullftError
 from fullft_cluster.plan import Plan
-from fullft_cluster.rundir import RunDir, append_line, read_json, read_lines, write_json
+from fullft_cluster.rundir import RunDir, append_line, read_lines, write_json
 from fullft_cluster.runtime import evidence as gather
 from fullft_cluster.runtime.platform import Platform, platform_of
 from fullft_cluster.runtime.policy import Decision, Evidence, History, WorkerExit, decide
@@ -31,7 +32,14 @@ POLL_SECONDS = 0.5
 RETRY_SECONDS = 5.0
 """Pause after a failure before the next attempt on this machine: a fault at start must not spin."""
 
+OVER_TIME_SECONDS = 10.0
+"""What the workers still get when the time limit itself has come: well within KillWait, 30 s by default."""
+
 log = logging.getLogger("supervisor")
+
+
+class SupersededError(FullftError):
+    """A newer attempt of the run is running: nothing may be written any more."""
 
 
 class Supervisor:
@@ -43,6 +51,10 @@ class Supervisor:
         self.config = read_config(run.config)
         self.signals: list[int] = []
         self.stop_reason: str | None = None
+        self.attempt = 0
+        """The attempt that this process makes; 0 before the first."""
+        self.over_time: float | None = None
+        """Monotonic time at which the workers are ended, as the time limit has come."""
 
     # --- signals
     def install_handlers(self) -> None:
@@ -57,11 +69,16 @@ class Supervisor:
         """Turn a signal into control/stop, the request that every worker sees on the shared file system."""
         while self.signals:
             signum = self.signals.pop(0)
-            if self.stop_reason is not None:
-                continue
-            self.stop_reason = self.platform.why(signum, self.plan.signal_lead_seconds)
-            log.info("%s: asking for checkpoint and stop (%s)", signal.Signals(signum).name, self.stop_reason)
-            write_json(self.run.stop, {"reason": self.stop_reason, "time": time.time()})
+            if not self.run.stop.exists():  # first of all: the controller that is asked why may take a minute
+                write_json(self.run.stop, {"reason": "terminated", "time": time.time()})
+            reason = self.platform.why(signum, self.plan.signal_lead_seconds)
+            if signum == signal.SIGTERM and reason == "time_limit" and self.over_time is None:
+                # SLURM kills this process soon (KillWait) and does not requeue by itself after a TIMEOUT.
+                self.over_time = time.monotonic() + OVER_TIME_SECONDS
+            if self.stop_reason is None:
+                self.stop_reason = reason
+                log.info("%s: asking for checkpoint and stop (%s)", signal.Signals(signum).name, reason)
+                write_json(self.run.stop, {"reason": reason, "time": time.time()})
 
     # --- the life of the run
     def supervise(self) -> int:
@@ -79,13 +96,22 @@ class Supervisor:
         return self._end(state, decision.message)
 
     def _end(self, state: str, reason: str) -> int:
+        self._check_fence()
         self.run.update_run(state=state, reason=reason, ended=time.time())
         log.info("run %s is %s: %s", self.run.name, state, reason)
         return 1 if state == "failed" else 0
 
     def _cancelled(self) -> bool:
-        stop = read_json(self.run.stop) if self.run.stop.exists() and self.run.stop.stat().st_size else None
-        return isinstance(stop, dict) and stop.get("reason") == "cancelled"
+        return self.run.stop_reason() == "cancelled"
+
+    def _check_fence(self) -> None:
+        """Raise SupersededError when a newer attempt is running elsewhere: this process was cut off, and is too late.
+
+        After a network partition SLURM starts the job again on other nodes while the old life goes on.
+        """
+        current = self.run.read_run().get("attempt", 0)
+        if self.attempt and current != self.attempt:
+            raise SupersededError(f"attempt {current} is running elsewhere; this was attempt {self.attempt}")
 
     def _settle_lost_attempt(self) -> Decision | None:
         """Write the line of an attempt whose supervisor was killed with its node; None when there is none.
@@ -102,15 +128,20 @@ class Supervisor:
         log.info("attempt %d ended without a word; looking for what it left", attempt)
         nodes = tuple(state.get("nodes", ()))
         self.stop_reason = state.get("lost_to")
-        decision = self._conclude(attempt, state["attempt_started"], end, nodes, self.platform.past_life_state(), False)
+        self.attempt = attempt
+        decision = self._conclude(state["attempt_started"], end, nodes, self.platform.past_life_state())
         return decision if decision.action in ("stop", "done") and decision.cause != "cancelled" else None
 
     def _attempt(self) -> Decision:
         """Run one attempt to its end, record it, and return what follows."""
         state = self.run.read_run()
         attempt, nodes, started = state.get("attempt", 0) + 1, self.platform.nodes(), time.time()
+        self._check_fence()
+        if self._cancelled():
+            return Decision(action="stop", cause="cancelled", message="cancelled by the user")
         self.run.stop.unlink(missing_ok=True)  # honoured by the attempt before
-        self.stop_reason = None
+        self.stop_reason = self.over_time = None
+        self.attempt = attempt
         self.run.exits(attempt).mkdir(parents=True, exist_ok=True)
         self.run.update_run(
             state="running",
@@ -118,6 +149,7 @@ class Supervisor:
             attempt=attempt,
             attempt_started=started,
             nodes=list(nodes),
+            lost_to=None,
             world_size=self.plan.gpus,
             started_from_step=gather.newest_committed_step(self.run),
             pid=os.getpid(),
@@ -126,7 +158,8 @@ class Supervisor:
         log.info("attempt %d on %s", attempt, ", ".join(nodes))
         child = self.platform.start(self.run, attempt)
         hung = self._watch(child, started)
-        return self._conclude(attempt, started, time.time(), nodes, self.platform.life_state(), hung)
+        state_of_life = "TIMEOUT" if self.over_time is not None else self.platform.life_state()
+        return self._conclude(started, time.time(), nodes, state_of_life, hung=hung)
 
     def _watch(self, child: subprocess.Popen[bytes], started: float) -> bool:
         """Wait for the workers; return True when they had to be ended because they stood still."""
@@ -134,9 +167,11 @@ class Supervisor:
         while child.poll() is None:
             time.sleep(POLL_SECONDS)
             self._forward_signals()
-            if self.stop_reason is None and self.run.stop.exists():
-                stop = read_json(self.run.stop) if self.run.stop.stat().st_size else {}
-                self.stop_reason = str((stop or {}).get("reason", "stop_requested"))
+            self.stop_reason = self.stop_reason or self.run.stop_reason()
+            if self.over_time is not None and time.monotonic() > self.over_time:
+                log.warning("the time limit has come before the workers' checkpoint: ending them to be requeued")
+                self.platform.kill(child)
+                self.over_time = float("inf")
             newest = max([started, *(beat["time"] for beat in gather.heartbeats(self.run))])
             if not hung and time.time() - newest > self.config.survival.hang_seconds:
                 hung = True
@@ -146,11 +181,12 @@ class Supervisor:
         self._forward_signals()
         return hung
 
-    def _conclude(  # noqa: PLR0917
-        self, attempt: int, started: float, ended: float, nodes: tuple[str, ...], life_state: str | None, hung: bool
+    def _conclude(
+        self, started: float, ended: float, nodes: tuple[str, ...], life_state: str | None, *, hung: bool = False
     ) -> Decision:
-        """Gather the evidence of an attempt that ended, decide, and write its line and the run's state."""
-        state = self.run.read_run()
+        """Gather the evidence of our attempt, which has ended, decide, and write its line and the run's state."""
+        self._check_fence()
+        attempt, state = self.attempt, self.run.read_run()
         workers = gather.worker_exits(self.run, attempt, nodes, self.plan.gpus_per_node)
         evidence = Evidence(
             workers=workers,
@@ -222,13 +258,20 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO, stream=sys.stdout, format="%(asctime)s supervisor: %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
     )
+    run = RunDir(args.run)
     try:
-        supervisor = Supervisor(RunDir(args.run), platform_of(args.backend))
+        supervisor = Supervisor(run, platform_of(args.backend))
         supervisor.install_handlers()
         return supervisor.supervise()
-    except FullftError as error:
+    except SupersededError as error:
         log.error("%s", error)
         return error.exit_code
+    except Exception as error:
+        # A full disk or a fault of ours: said where `status` finds it, if anything can be written at all.
+        log.error("%s", error, exc_info=not isinstance(error, FullftError))
+        with contextlib.suppress(Exception):
+            run.update_run(state="failed", reason=f"the supervisor: {error}", ended=time.time())
+        return error.exit_code if isinstance(error, FullftError) else 1
 
 
 if __name__ == "__main__":

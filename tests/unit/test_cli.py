@@ -195,7 +195,10 @@ def fake_slurm(shell: Shell) -> None:
         f'case "$*" in *job.sbatch) cp "${{@: -1}}" {shell.directory}/received; echo "$@" > {shell.directory}/options; '
         'echo 42;; *) echo "Submitted batch job 41";; esac',
     )
-    shell.command("squeue", 'echo "42|PENDING|Dependency|"; echo "41|RUNNING|None|node1"')
+    shell.command(
+        "squeue",
+        'case "$*" in *--user*) echo 42 41;; *) echo "42|PENDING|Dependency|"; echo "41|RUNNING|None|node1";; esac',
+    )
     shell.command("scancel", f'echo "$@" > {shell.directory}/cancelled')
     shell.command("srun", "exit 1")
     shell.command("scontrol", "exit 1")
@@ -272,3 +275,67 @@ def test_version_and_help(shell: Shell) -> None:
     assert shell("--version").stdout.startswith("fullft-cluster, version ")
     for command in ("plan", "render", "submit", "prepare", "validate", "status", "list", "logs", "cancel", "resume"):
         assert shell(command, "--help").returncode == 0
+
+
+def test_a_banner_before_the_job_id(shell: Shell) -> None:
+    fake_slurm(shell)
+    shell.command(
+        "sbatch", 'case "$*" in *job.sbatch) echo "Welcome!"; echo "42;lab";; *) echo "Submitted batch job 41";; esac'
+    )
+    done = shell("submit", "--model", "tiny", "--data", "train.jsonl", "--backend", "slurm", "--json")
+    assert json.loads(done.stdout)["job_id"] == "42"
+
+
+def test_silence_of_slurm_is_not_taken_for_an_end(shell: Shell) -> None:
+    fake_slurm(shell)
+    name = shell("submit", "--model", "tiny", "--data", "train.jsonl", "--backend", "slurm").stdout.strip()
+    shell.command("squeue", 'echo "slurm_load_jobs error: Unable to contact slurm controller" >&2; exit 1')
+    shell.command("sacct", "exit 1")
+    (shell.directory / "received").unlink()
+    for command in ("resume", "cancel"):
+        done = shell(command, name)
+        assert done.returncode == 4, done.stderr
+        assert "Unable to contact slurm controller" in done.stderr
+    assert not (shell.directory / "received").exists(), "a second job on a live run"
+    assert not (shell.directory / "cancelled").exists()
+    assert "does not answer" in json.loads(shell("status", name, "--json").stdout)["reason"]
+
+
+def test_ctrl_c_between_two_jobs_leaves_none(shell: Shell) -> None:
+    shell.command(
+        "sbatch", 'case "$*" in *job.sbatch) kill -INT $PPID; sleep 5;; *) echo "Submitted batch job 41";; esac'
+    )
+    shell.command("scancel", f'echo "$@" > {shell.directory}/cancelled')
+    shell.command("srun", "exit 1")
+    done = shell("submit", "--model", "tiny", "--data", "train.jsonl", "--backend", "slurm")
+    assert done.returncode == 130
+    assert (shell.directory / "cancelled").read_text().split() == ["41"]
+    assert not (shell.directory / "runs").exists()
+
+
+def test_one_damaged_run_does_not_hide_the_others(shell: Shell) -> None:
+    fake_slurm(shell)
+    name = shell("submit", "--model", "tiny", "--data", "train.jsonl", "--backend", "slurm").stdout.strip()
+    for broken, text in (("torn", "{"), ("foreign", '{"backend": "other", "state": "running"}')):
+        (shell.directory / "runs" / broken).mkdir()
+        (shell.directory / "runs" / broken / "run.json").write_text(text)
+    done = shell("list", "--json")
+    assert done.returncode == 0
+    assert {run["name"] for run in json.loads(done.stdout)} == {name, "foreign"}
+    assert "torn" in done.stderr
+    assert shell("status", "torn").returncode == 1
+
+
+def test_output_that_cannot_be_written(shell: Shell) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "fullft_cluster", "plan", "--model", "7b", "--json"],
+            env=shell.env,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "No space left" in done.stderr
+    assert "Traceback" not in done.stderr

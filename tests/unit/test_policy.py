@@ -72,6 +72,11 @@ def test_a_lost_node_is_excluded_and_not_counted() -> None:
     assert decision.history.failures == 2
 
 
+def test_a_drained_node_does_not_hide_an_agreed_stop() -> None:
+    decision = end((75, 75), bad_nodes=("node1",), stop_reason="time_limit", committed_step=9)
+    assert (decision.action, decision.cause) == ("requeue", "time_limit")
+
+
 def test_scheduler_says_node_fail_without_a_name() -> None:
     decision = end((None, None), scheduler_state="NODE_FAIL")
     assert (decision.action, decision.cause, decision.exclude_nodes) == ("requeue_without_node", "node_fail", ())

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fullft_cluster.backends.local import supervisor_alive
+from fullft_cluster.backends.local import LocalBackend, supervisor
+from fullft_cluster.errors import UsageError
 from fullft_cluster.rundir import RunDir, append_line, write_json
 from fullft_cluster.slurm_cli import JobState
 from fullft_cluster.status import read_status
@@ -87,10 +88,46 @@ def test_progress(run: RunDir) -> None:
 
 def test_a_local_run_whose_supervisor_is_gone(run: RunDir) -> None:
     run.update_run(backend="local", state="running", pid=os.getpid(), host=os.uname().nodename)
-    assert not supervisor_alive(run.read_run()), "a reused pid is not the supervisor"
-    status = read_status(run, {}, supervisor_alive=False)
+    assert supervisor(run) == "gone", "a reused pid is not the supervisor"
+    status = LocalBackend().status(run)
     assert status.state == "failed"
     assert "resume" in status.reason
+
+
+def test_a_local_run_on_another_host_is_not_taken_for_dead(run: RunDir) -> None:
+    run.update_run(backend="local", state="running", pid=os.getpid(), host="elsewhere")
+    status = LocalBackend().status(run)
+    assert status.state == "running"
+    assert "elsewhere" in status.reason
+    with pytest.raises(UsageError, match="elsewhere"):
+        LocalBackend().resume(run, "job.sh")
+    with pytest.raises(UsageError, match="elsewhere"):
+        LocalBackend().cancel(run, now=True)
+    LocalBackend().cancel(run, now=False)
+    assert run.stop_reason() == "cancelled", "the request goes over the shared file system"
+
+
+def test_a_torn_heartbeat_is_passed_over(run: RunDir) -> None:
+    run.beat(0, 3, "train")
+    (run.heartbeats / "rank-1.json").write_text("")
+    (run.heartbeats / "rank-2.json").write_text("[]")
+    assert read_status(run, job("RUNNING")).heartbeat_age_seconds is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("", "stop_requested"),
+        ("please", "stop_requested"),
+        ("[1]", "stop_requested"),
+        ('{"reason": 5}', "stop_requested"),
+        ('{"reason": "cancelled"}', "cancelled"),
+    ],
+)
+def test_anybody_may_write_control_stop(run: RunDir, content: str, reason: str) -> None:
+    assert run.stop_reason() is None
+    run.stop.write_text(content)
+    assert run.stop_reason() == reason
 
 
 def test_an_empty_directory(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from fullft_cluster.model import load_model
 from fullft_cluster.planner import make_plan
 from fullft_cluster.rundir import RunDir, append_line, read_lines, write_atomic, write_json
 from fullft_cluster.runtime.policy import Decision
-from fullft_cluster.runtime.supervisor import Supervisor
+from fullft_cluster.runtime.supervisor import SupersededError, Supervisor
 
 NODES = ("node1",)
 
@@ -101,6 +101,7 @@ def ends(
                 "kind": kind,
                 "message": "words",
                 "step": steps[-1] if steps else 0,
+                "resumed_from": steps[0] - 1 if steps and steps[0] > 1 else None,
             }
             write_json(run.exits(attempt) / f"rank-{rank}.json", report)
         write_json(run.exits(attempt) / "node-0.json", {"node": "node1", "node_rank": 0, "exit_codes": list(codes)})
@@ -272,3 +273,108 @@ def test_a_cancelled_attempt_gets_its_line_and_the_resumed_run_goes_on(run: RunD
     code, attempts, state = supervise(run, Script(run, ends(0, 0, kind="done")))
     assert (code, state["state"]) == (0, "completed")
     assert [line["cause"] for line in attempts] == ["cancelled", "done"]
+
+
+def test_words_in_control_stop_ask_for_a_stop(run: RunDir) -> None:
+    """`echo please > RUN/control/stop` while an attempt runs."""
+
+    def life(run: RunDir, attempt: int) -> None:
+        run.stop.write_text("please\n")
+        (run.heartbeats / "rank-0.json").write_text("")
+        ends(75, 75, kind="stopped", steps=[1], commit=1)(run, attempt)
+
+    _, attempts, _ = supervise(run, Script(run, life, here=False))
+    assert [line["cause"] for line in attempts] == ["stop_requested"]
+
+
+def test_a_supervisor_that_was_cut_off_writes_nothing(run: RunDir) -> None:
+    """A network partition: SLURM has started the job again elsewhere while this life went on."""
+
+    def life(run: RunDir, attempt: int) -> None:
+        ends(1, 1)(run, attempt)
+        run.update_run(attempt=2, state="running", restarts=1)
+
+    platform = Script(run, life, here=False)
+    with pytest.raises(SupersededError):
+        supervise(run, platform)
+    state = run.read_run()
+    assert (state["attempt"], state["state"], state["restarts"]) == (2, "running", 1)
+    assert not run.attempts.exists()
+    assert platform.requeued == [], "it would requeue the life that is running now"
+
+
+def test_an_older_cancel_does_not_explain_a_later_loss(run: RunDir) -> None:
+    from fullft_cluster.backends import reopen
+
+    run.update_run(state="cancelled", attempt=1, attempt_started=time.time(), nodes=["node1"])
+    run.exits(1).mkdir(parents=True)
+    reopen(run)
+    supervise(run, Script(run, ends(75, 75, kind="stopped", commit=3), here=False))
+    run.update_run(state="running", attempt=3, attempt_started=time.time())
+    run.exits(3).mkdir(parents=True)
+    platform = Script(run, ends(0, 0, kind="done"))
+    platform.past = "NODE_FAIL"
+    _, attempts, state = supervise(run, platform)
+    assert [line["cause"] for line in attempts] == ["cancelled", "stop_requested", "node_fail", "done"]
+    assert state["state"] == "completed"
+
+
+def test_workers_that_outlive_the_time_limit_are_ended_and_requeued(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SLURM requeues nothing after a TIMEOUT, and kills the supervisor after KillWait."""
+    monkeypatch.setattr("fullft_cluster.runtime.supervisor.OVER_TIME_SECONDS", 0.1)
+    platform = Script(run, endless, here=False)
+    supervisor = Supervisor(run, platform)
+    supervisor.install_handlers()
+    (run.checkpoints / "step-5").mkdir()
+
+    def limit() -> None:
+        while not run.read_run().get("attempt"):
+            time.sleep(0.01)
+        (run.checkpoints / "step-5" / "COMPLETE").write_text("{}")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=limit)
+    thread.start()
+    assert supervisor.supervise() == 0
+    thread.join()
+    assert platform.killed
+    assert platform.requeued == [("time_limit", ())]
+    assert [line["cause"] for line in read_lines(run.attempts)] == ["time_limit"]
+
+
+def test_a_users_exclusion_stays_beside_a_lost_node(run: RunDir) -> None:
+    from msgspec.structs import replace
+
+    platform = Script(run, ends(1, -9), here=False)
+    platform.down = NODES
+    supervisor = Supervisor(run, platform)
+    config = supervisor.config
+    supervisor.config = replace(config, slurm=replace(config.slurm, exclude="node[7-8]"))
+    supervisor.supervise()
+    assert platform.requeued == [("node_fail", ("node[7-8]", "node1"))]
+
+
+def test_steps_are_right_when_not_every_one_is_logged(run: RunDir) -> None:
+    def life(run: RunDir, attempt: int) -> None:
+        ends(75, 75, kind="stopped", steps=[60, 70])(run, attempt)
+        for rank in (0, 1):
+            path = run.exits(attempt) / f"rank-{rank}.json"
+            write_json(path, {**json.loads(path.read_bytes()), "resumed_from": 50})
+
+    _, attempts, _ = supervise(run, Script(run, life, here=False))
+    assert (attempts[0]["first_step"], attempts[0]["last_step"]) == (51, 70)
+
+
+def test_an_unexpected_fault_is_said_where_status_finds_it(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fullft_cluster.runtime import supervisor as module
+
+    class Broken(Script):
+        def start(self, run: RunDir, attempt: int) -> subprocess.Popen[bytes]:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "platform_of", lambda backend: Broken(run))
+    assert module.main(["--run", str(run.path), "--backend", "local"]) == 1
+    assert run.read_run()["state"] == "failed"
+    assert "No space left" in run.read_run()["reason"]
