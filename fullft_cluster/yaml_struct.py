@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 
 import msgspec
 import yaml
-from msgspec import inspect, structs
+from msgspec import structs
 
 from fullft_cluster.errors import Problem, UsageError, did_you_mean
+from fullft_cluster.type_words import choices, describe, show
 
 MAX_BYTES = 1 << 20
 """Larger files are refused unread: no config is so long, and a data file given by mistake may be huge."""
@@ -262,64 +263,12 @@ def check_value(kind: Any, value: Any, place: str) -> Problem | None:
     try:
         msgspec.convert(value, type=kind)
     except (msgspec.ValidationError, OverflowError):
-        choices = _choices(kind)
-        if choices and isinstance(value, str):
-            fix = did_you_mean(value, choices)
+        allowed = choices(kind)
+        if allowed and isinstance(value, str):
+            fix = did_you_mean(value, allowed)
         elif describe(kind) == "text" and isinstance(value, int | float):
             fix = f"Quote it: '{show(value)}'."
         else:
             fix = f"Write {describe(kind)}."
         return Problem(place, f"{show(value)} is not {describe(kind)}", fix)
     return None
-
-
-def show(value: Any) -> str:
-    """Return a value for a message, in YAML's words and not too long."""
-    words = {None: "nothing", True: "true", False: "false"}
-    if value is None or isinstance(value, bool):
-        return words[value]
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _choices(kind: Any) -> list[str]:
-    info = inspect.type_info(kind)
-    members = info.types if isinstance(info, inspect.UnionType) else (info,)
-    return [str(value) for m in members if isinstance(m, inspect.LiteralType) for value in m.values]
-
-
-def describe(kind: Any) -> str:
-    """Return a field's type in words: ``a whole number, 1 or more``."""
-    return _words(inspect.type_info(kind))
-
-
-def _words(info: inspect.Type) -> str:
-    """Return a type in words (see `describe`)."""
-    if isinstance(info, inspect.UnionType):
-        return " or ".join(_words(t) for t in info.types if not isinstance(t, inspect.NoneType))
-    if isinstance(info, inspect.LiteralType):
-        return "one of " + ", ".join(str(value) for value in info.values)
-    if isinstance(info, inspect.IntType | inspect.FloatType):
-        noun = "a whole number" if isinstance(info, inspect.IntType) else "a number"
-        return ", ".join([noun, *_bounds(info)])
-    if isinstance(info, inspect.ListType | inspect.VarTupleType):
-        return f"a list, each item {_words(info.item_type)}"
-    if isinstance(info, inspect.DictType):
-        return f"a mapping, each value {_words(info.value_type)}"
-    plain = {inspect.StrType: "text", inspect.BoolType: "true or false", inspect.AnyType: "any value"}
-    return plain.get(type(info), "a value of the right type")
-
-
-def _bounds(info: inspect.IntType | inspect.FloatType) -> Iterator[str]:
-    """Yield the bounds of a number in words."""
-    if info.ge is not None and info.le is not None:
-        yield f"{info.ge} to {info.le}"
-        return
-    for bound, words in (
-        (info.ge, "{} or more"),
-        (info.gt, "above {}"),
-        (info.le, "{} or less"),
-        (info.lt, "below {}"),
-    ):
-        if bound is not None:
-            yield words.format(bound)

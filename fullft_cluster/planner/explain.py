@@ -8,7 +8,7 @@ from fullft_cluster.hardware import CPU
 from fullft_cluster.plan import Origin, Quantity, Time
 from fullft_cluster.planner import defaults
 from fullft_cluster.planner.batch import DEFAULT_GLOBAL_BATCH
-from fullft_cluster.planner.layout import Layout, candidates, count
+from fullft_cluster.planner.layout import Layout, candidates, count, noun
 from fullft_cluster.planner.memory import Setup, checkpoint_bytes, layer_activation_bytes
 from fullft_cluster.planner.search import Choice, Task, first_fit, most_tokens, on_layout
 from fullft_cluster.planner.speed import flops_per_token, signal_lead_seconds
@@ -206,16 +206,16 @@ def why(task: Task, choice: Choice, rows: int | None) -> tuple[str, ...]:
 
 def _why_gpus(task: Task, choice: Choice) -> Iterator[str]:
     expected, capacity = choice.gpu_bytes / GIB, choice.gpu_capacity / GIB
-    noun = "process" if task.cluster.gpu == CPU else "GPU"
+    gpu = task.cluster.gpu
     yield (
-        f"{choice.layout}: {expected:.1f} GiB of {capacity:.1f} a {noun} at the peak, which is in the phase "
-        f"'{choice.phase}'."
+        f"{choice.layout.on(gpu)}: {expected:.1f} GiB of {capacity:.1f} a {noun(gpu)} at the peak, "
+        f"which is in the phase '{choice.phase}'."
     )
     wanted = task.wanted
     if wanted.gpus or wanted.nodes:
         fewest = first_fit(task.changed(gpus=None, nodes=None, max_gpus=None))
         if fewest and fewest.layout.gpus < choice.layout.gpus:
-            yield f"So many were asked for; {fewest.layout} would do."
+            yield f"So many were asked for; {fewest.layout.on(gpu)} would do."
         return
     if task.cluster.gpu == CPU:
         yield "On CPUs all processes of a node are taken: fewer would save nothing."
@@ -251,11 +251,11 @@ def _why_batch(task: Task, choice: Choice, rows: int | None) -> Iterator[str]:
     train = task.config.train
     if not task.wanted.micro_batch_size:
         yield (
-            f"A micro-batch of {choice.batch.micro} is the largest divisor of a GPU's share that fits, up to "
-            f"{most_tokens(task.cluster.gpu)} tokens at once."
+            f"A micro-batch of {choice.batch.micro} is the largest divisor of a {noun(task.cluster.gpu)}'s share that "
+            f"fits, up to {most_tokens(task.cluster.gpu)} tokens at once."
         )
     if train.global_batch_size is None and choice.global_batch != DEFAULT_GLOBAL_BATCH:
-        unit = f"{count(choice.layout.gpus, 'GPU')}"
+        unit = f"{count(choice.layout.gpus, noun(task.cluster.gpu))}"
         unit += f" x micro-batch {task.wanted.micro_batch_size}" if task.wanted.micro_batch_size else ""
         yield (
             f"The default global batch of {DEFAULT_GLOBAL_BATCH} does not divide by {unit}, so it is "

@@ -22,13 +22,20 @@ class Layout:
         """Return the GPUs of all nodes."""
         return self.nodes * self.gpus_per_node
 
-    def __str__(self) -> str:
-        return f"{count(self.gpus, 'GPU')} ({count(self.nodes, 'node')} of {self.gpus_per_node})"
+    def on(self, gpu: str) -> str:
+        """Return the layout in words: ``16 GPUs (2 nodes of 8)``, or processes where there is no GPU."""
+        return f"{count(self.gpus, noun(gpu))} ({count(self.nodes, 'node')} of {self.gpus_per_node})"
 
 
-def count(number: int, noun: str) -> str:
-    """Return ``1 node`` or ``3 nodes``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def count(number: int, what: str) -> str:
+    """Return ``1 node``, ``3 nodes`` or ``2 processes``."""
+    plural = "es" if what.endswith("s") else "s"
+    return f"{number} {what}" if number == 1 else f"{number} {what}{plural}"
+
+
+def noun(gpu: str) -> str:
+    """Return what a worker computes on: a GPU, or a process where there is none."""
+    return "process" if gpu == CPU else "GPU"
 
 
 def candidates(wanted: ResourcesConfig, cluster: Cluster) -> list[Layout]:
@@ -112,10 +119,10 @@ def _of_exact_gpus(wanted: ResourcesConfig, cluster: Cluster, gpus: int, most: i
         what = f"{gpus} is more than the {most} of {cluster.name} ({cluster.max_nodes} nodes)"
         yield Problem(where, what, f"Write at most {most}, or raise max_nodes in the profile.")
         return
-    share, noun = (nodes, "node") if nodes else (per_node, "GPU")
+    share, what_of = (nodes, "node") if nodes else (per_node, "GPU")
     if share and gpus % share:
         below, above = gpus // share * share, (gpus // share + 1) * share
-        what = f"{gpus} GPUs do not divide over {count(share, noun)}{'' if nodes else ' per node'}"
+        what = f"{gpus} GPUs do not divide over {count(share, what_of)}{'' if nodes else ' per node'}"
         yield Problem(where, what, f"Write {below or above} or {above}." if below else f"Write {above}.")
         return
     layout = spread(wanted, cluster)

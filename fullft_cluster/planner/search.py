@@ -13,7 +13,7 @@ from fullft_cluster.errors import DoesNotFitError, Problem, UsageError
 from fullft_cluster.hardware import CPU, Cluster, Gpu
 from fullft_cluster.model import ModelSpec
 from fullft_cluster.planner.batch import Batch, default_global_batch, indivisible, splits
-from fullft_cluster.planner.layout import Layout, candidates
+from fullft_cluster.planner.layout import Layout, candidates, noun
 from fullft_cluster.planner.memory import Setup, peak
 from fullft_cluster.planner.storage import host_parts
 from fullft_cluster.units import GIB
@@ -78,16 +78,15 @@ class Choice:
 
     def shortfall(self) -> str:
         """Return in words what is short by how much."""
-        noun = "process" if self.setup.gpu == CPU else "GPU"
         needs = []
         for needed, there, each in (
-            (self.gpu_bytes, self.gpu_capacity, f"a {noun}"),
+            (self.gpu_bytes, self.gpu_capacity, f"a {noun(self.setup.gpu)}"),
             (self.host_bytes, self.host_capacity, "of host memory a node"),
         ):
             if needed > there:
                 short = f"{(needed - there) / GIB:.1f} GiB short"
                 needs.append(f"{needed / GIB:.1f} GiB {each} where there are {there / GIB:.1f} ({short})")
-        return f"needs {' and '.join(needs)} on {self.layout} of {self.setup.gpu}"
+        return f"needs {' and '.join(needs)} on {self.layout.on(self.setup.gpu)} of {self.setup.gpu}"
 
 
 def evaluate(task: Task, layout: Layout, batch: Batch) -> Choice:
@@ -180,7 +179,7 @@ def _alternatives(task: Task, free: dict[str, None]) -> Iterator[str]:
         yield _sentence(recomputing, how) or _sentence(recomputing.changed(**free), how)
     larger = first_fit(task.changed(**free))
     if larger:
-        yield f"Nearest plan that fits: {larger.layout}."
+        yield f"Nearest plan that fits: {larger.layout.on(task.cluster.gpu)}."
     if task.wanted.offload == "none" and task.cluster.gpu != CPU:
         offloaded = task.changed(offload="optimizer")
         within = _sentence(offloaded, "resources.offload: optimizer")
@@ -189,4 +188,4 @@ def _alternatives(task: Task, free: dict[str, None]) -> Iterator[str]:
 
 def _sentence(task: Task, how: str) -> str:
     choice = first_fit(task)
-    return f"With {how} it fits on {choice.layout}." if choice else ""
+    return f"With {how} it fits on {choice.layout.on(task.cluster.gpu)}." if choice else ""

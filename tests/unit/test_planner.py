@@ -191,6 +191,26 @@ def test_every_quantity_explains_itself() -> None:
     assert len(names) == len(set(names))
 
 
+def test_the_memory_model_reads_the_deepspeed_json_that_ships() -> None:
+    from fullft_cluster.deepspeed_json import deepspeed_json
+
+    found, model = plan("30b"), load_model("30b")
+    zero = deepspeed_json(found)["zero_optimization"]
+    parts = {name: value * 2**30 for name, value in found.memory.gpu.parts.items()}
+    assert parts["reduce_buckets"] == pytest.approx(2 * (2 * zero["reduce_bucket_size"] + model.largest_tensor))
+    live = model.layer_parameters + zero["stage3_prefetch_bucket_size"] + zero["stage3_max_reuse_distance"] / 2
+    assert parts["gathered_parameters"] == pytest.approx(2 * live, rel=1e-6)
+
+
+@pytest.mark.parametrize("model", PARAMETERS)
+def test_the_widespread_rule_of_thumb_stands_beside_our_formula(model: str) -> None:
+    shown = {quantity.name: quantity for quantity in plan(model).quantities}
+    ours, rule = shown["activations_without_recomputation"], shown["activations_by_rule_of_thumb"]
+    assert isinstance(ours.value, float) and isinstance(rule.value, float)
+    assert 90 < rule.value / ours.value < 1000
+    assert "arxiv.org/abs/2205.05198" in ours.source
+
+
 combinations = st.fixed_dictionaries(
     {
         "model": st.sampled_from(["7b", "13b", "30b", "65b", "tiny", "small"]),
