@@ -105,17 +105,21 @@ def ask_to_stop(run: Run, how: Any, attempt: int, at: int) -> dict[str, Any]:
     return line
 
 
-def test_time_limit_operator_and_preemption(started: Run, reference: Run) -> None:
-    """Each is announced, so each ends in a checkpoint, and no step is lost or computed twice."""
+def test_preemption_time_limit_and_operator(started: Run, reference: Run) -> None:
+    """Each is announced, so each ends in a checkpoint, and no step is lost or computed twice.
+
+    Preemption comes first: what SLURM remembers of it must not be taken for the cause of the later ends.
+    """
     run = started
-    ask_to_stop(run, warn_of_the_time_limit, attempt=1, at=4)
+    ask_to_stop(run, preempt, attempt=1, at=4)
     wait_until("the requeue", lambda: run.lab.job(run.job_id)["Restarts"] == "1", 60, run.evidence)
     assert run.status()["state"] in ("requeued", "running")
+    ask_to_stop(run, warn_of_the_time_limit, attempt=2, at=9)
+    wait_until("the requeue", lambda: run.lab.job(run.job_id)["Restarts"] == "2", 60, run.evidence)
     run.lab.run("scontrol", "update", f"jobid={run.job_id}", "timelimit=60")
-    ask_to_stop(run, requeue, attempt=2, at=9)
-    ask_to_stop(run, preempt, attempt=3, at=14)
+    ask_to_stop(run, requeue, attempt=3, at=14)
     status = run.completed()
-    assert_told(run, status, ["time_limit", "operator_requeue", "preempted", "done"])
+    assert_told(run, status, ["preempted", "time_limit", "operator_requeue", "done"])
     assert len(run.lines("metrics.jsonl")) == STEPS
     assert_same_as_undisturbed(run, reference)
 
