@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from fullft_cluster import yaml_struct
 from fullft_cluster.errors import Problem, UsageError, did_you_mean
+from fullft_cluster.hub_cache import snapshots
 from fullft_cluster.plan import Frozen
 from fullft_cluster.resources import share
 
@@ -155,9 +156,9 @@ def load_model(ref: str) -> ModelSpec:
             return _load_config(path, path.resolve().parent.name, None)
     except (OSError, ValueError, RuntimeError):  # a NUL byte, a name too long, an unknown ~user
         pass
-    cached = _hub_cache(ref)
-    if cached:
-        return _load_config(cached, ref.rpartition("/")[2], ref)
+    for snapshot in snapshots(ref, os.environ):
+        if (snapshot / "config.json").is_file():
+            return _load_config(snapshot / "config.json", ref.rpartition("/")[2], ref)
     raise UsageError(_unknown(ref, names))
 
 
@@ -194,6 +195,11 @@ def _load_directory(path: Path, name: str, absolute: str) -> ModelSpec:
 
 
 def _load_config(path: Path, name: str, weights: str | None) -> ModelSpec:
+    return msgspec.structs.replace(spec_from_config(read_hf_config(path), name, str(path)), weights=weights)
+
+
+def read_hf_config(path: Path) -> dict[str, Any]:
+    """Return what a config.json holds. Raises UsageError for what is not a JSON object."""
     try:
         if path.stat().st_size > yaml_struct.MAX_BYTES:
             raise UsageError(Problem(str(path), "is larger than 1 MiB", "Give a config.json, not weights or data."))
@@ -203,7 +209,7 @@ def _load_config(path: Path, name: str, weights: str | None) -> ModelSpec:
         raise UsageError(Problem(f"{path}{line}", f"is not JSON: {error}", "Give a config.json.")) from None
     if not isinstance(config, dict):
         raise UsageError(Problem(str(path), "is not a JSON object", "Give the config.json of a model."))
-    return msgspec.structs.replace(spec_from_config(config, name, str(path)), weights=weights)
+    return config
 
 
 def spec_from_config(config: Mapping[str, Any], name: str, where: str) -> ModelSpec:
@@ -216,7 +222,7 @@ def spec_from_config(config: Mapping[str, Any], name: str, where: str) -> ModelS
     problems = [
         Problem(f"{where}: {key}", "is missing", "Give the config.json of a model.")
         for key in _SIZES
-        if values.get(key) is None
+        if values.get(key) is None and key not in _DERIVED
     ]
     for key in (*_SIZES, *_FLAGS):
         kind: Any = Count if key in _SIZES else bool
@@ -235,6 +241,8 @@ _SIZES = (
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "head_dim", "vocab_size", "max_position_embeddings",
 )  # fmt: skip
+_DERIVED = ("num_key_value_heads", "head_dim")
+"""Left out, they follow from the heads and hidden_size (configuration_llama.py), so they are never what is missing."""
 _FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias")
 
 
@@ -255,6 +263,17 @@ def _values(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
     return values
 
 
+def differences(spec: ModelSpec, config: Mapping[str, Any]) -> list[str]:
+    """Return how a config.json differs from a model in what its weights' shapes follow from; empty when it does not."""
+    values = {**_values(config, spec.model_type), "model_type": config.get("model_type")}
+    keys = ("model_type", *(key for key in (*_SIZES, *_FLAGS) if key != "max_position_embeddings"))
+    return [
+        f"{key} is {values[key]}, but {spec.name} has {getattr(spec, key)}"
+        for key in keys
+        if values[key] is not None and values[key] != getattr(spec, key)
+    ]
+
+
 def _contradictions(values: Mapping[str, Any], where: str) -> Iterator[Problem]:
     """Yield what cannot be true of one model."""
     heads, kv, hidden = values["num_attention_heads"], values["num_key_value_heads"], values["hidden_size"]
@@ -264,22 +283,3 @@ def _contradictions(values: Mapping[str, Any], where: str) -> Iterator[Problem]:
     if values["head_dim"] == hidden // heads and hidden % heads:
         fix = "Write a number of heads that divides hidden_size, or head_dim."
         yield Problem(f"{where}: num_attention_heads", f"{heads} does not divide hidden_size {hidden}", fix)
-
-
-def _hub_cache(ref: str) -> Path | None:
-    """Return the config.json of a hub id in the local cache, or None. Layout: huggingface_hub's cache guide.
-
-    https://huggingface.co/docs/huggingface_hub/guides/manage-cache
-    """
-    parts = ref.split("/")
-    if len(parts) > 2 or any(not part or part.startswith(".") or "\0" in part for part in parts):
-        return None
-    home = Path(os.environ.get("HF_HOME") or Path("~/.cache/huggingface").expanduser())
-    cache = Path(os.environ.get("HF_HUB_CACHE") or home / "hub")
-    folder = cache / ("models--" + "--".join(parts))
-    try:
-        revision = (folder / "refs" / "main").read_text().strip()
-    except OSError:
-        return None
-    config = folder / "snapshots" / revision / "config.json"
-    return config if config.is_file() else None

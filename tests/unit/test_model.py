@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fullft_cluster.errors import UsageError
-from fullft_cluster.model import load_model, presets, spec_from_config
+from fullft_cluster.model import differences, load_model, presets, spec_from_config
 
 LLAMA = {
     "model_type": "llama",
@@ -160,3 +160,39 @@ def test_a_config_json_that_is_none(tmp_path: Path, text: str):
 def test_a_directory_without_config(tmp_path: Path):
     with pytest.raises(UsageError, match=r"has no config\.json"):
         load_model(str(tmp_path))
+
+
+def test_differences_name_each_size_that_another_models_weights_have():
+    model = load_model("7b")
+    assert differences(model, model.hf_config) == []
+    assert differences(model, {**model.hf_config, "max_position_embeddings": 4096}) == []
+    found = differences(model, {**LLAMA, "model_type": "mistral", "num_key_value_heads": 2})
+    assert found[0] == "model_type is mistral, but 7b has llama"
+    assert "hidden_size is 64, but 7b has 4096" in found
+    names = {text.split()[0] for text in found}
+    assert {
+        "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "vocab_size",
+    } <= names  # fmt: skip
+
+
+def test_a_config_that_leaves_out_what_transformers_fills_in_does_not_differ():
+    config = {key: value for key, value in load_model("7b").hf_config.items() if key != "num_key_value_heads"}
+    assert differences(load_model("7b"), config) == []
+
+
+def test_only_what_transformers_cannot_fill_in_is_called_missing():
+    with pytest.raises(UsageError) as error:
+        spec_from_config({"model_type": "llama"}, "m", "c")
+    missing = {problem.where.removeprefix("c: ") for problem in error.value.problems}
+    assert missing == {"hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"}
+    bare = spec_from_config({**LLAMA}, "m", "c")
+    assert (bare.num_key_value_heads, bare.head_dim) == (4, 16)
+
+
+def test_a_cache_without_refs_has_its_snapshot_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps(LLAMA))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    assert load_model("org/name").hidden_size == LLAMA["hidden_size"]
