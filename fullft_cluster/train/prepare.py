@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -28,6 +29,7 @@ import numpy as np
 
 from fullft_cluster.checkpoints import file_sha256
 from fullft_cluster.config import Config
+from fullft_cluster.config_load import read_config
 from fullft_cluster.errors import FullftError, Problem, UsageError
 from fullft_cluster.model import load_model
 from fullft_cluster.rows import read_texts
@@ -37,14 +39,6 @@ from fullft_cluster.train.tokenizer import load_tokenizer, tokenizer_digest
 
 ROWS_AT_ONCE = 2048
 """Rows handed to the tokenizer together; its threads share them."""
-
-
-def read_config(run: RunDir) -> Config:
-    """Read the run's resolved config. Raises UsageError when it is not one."""
-    try:
-        return msgspec.yaml.decode(run.config.read_bytes(), type=Config)
-    except (OSError, msgspec.DecodeError) as error:
-        raise UsageError(Problem(str(run.config), f"cannot be read ({error})")) from None
 
 
 def cache_key(text: Path, tokenizer: Any, seq_len: int) -> str:
@@ -89,7 +83,7 @@ def build(directory: Path, documents: Iterable[list[int]], meta: data.CacheMeta,
     offsets = np.frombuffer(starts, dtype=np.int64)
     valid = data.valid_labels(offsets, tokens, meta.seq_len)
     if not valid.any():
-        raise UsageError(Problem("data.train", "no row is longer than one token, so there is nothing to learn"))
+        raise UsageError(Problem("data.train", "no two tokens of a row share a block, so there is nothing to learn"))
     for name, values in ((data.STARTS, offsets), (data.VALID, valid)):
         with (directory / name).open("wb") as file:
             np.save(file, values)
@@ -126,7 +120,8 @@ def make_cache(root: Path, text: Path, tokenizer: Any, *, seq_len: int, vocab_si
 def _publish(work: Path, final: Path) -> None:
     """Rename a built cache to its name, unless another preparation was faster."""
     while not data.is_complete(final):
-        if final.exists():  # damaged from outside: it can be made again, so it goes
+        # Looked at twice: another preparation may just have published it. Damaged from outside, it can be made again.
+        if final.exists() and not data.is_complete(final):
             aside = work.with_name(f"{work.name}-damaged")
             shutil.rmtree(aside, ignore_errors=True)
             with contextlib.suppress(FileNotFoundError):  # another preparation was faster with this, too
@@ -134,8 +129,9 @@ def _publish(work: Path, final: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
         try:
             work.rename(final)
-        except OSError:
-            if not final.exists():
+            break  # and no further look: its work is gone
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
     fsync_directory(final.parent)
 
@@ -151,7 +147,7 @@ def fetch_weights(config: Config) -> None:
     try:
         found = snapshot_download(reference, allow_patterns=["*.safetensors", *beside])
         if not any(Path(found).glob("*.safetensors")):
-            snapshot_download(reference, allow_patterns=["*.bin"])
+            snapshot_download(reference, allow_patterns=["pytorch_model*.bin"])
     except (OSError, ValueError) as error:
         fix = "Fetch it where there is internet: hf download " + reference
         raise UsageError(Problem("weights", f"{reference} cannot be fetched ({error})", fix)) from None
@@ -159,7 +155,7 @@ def fetch_weights(config: Config) -> None:
 
 def prepare(run: RunDir) -> dict[str, Any]:
     """Prepare a run's data and return what data.json says. Raises UsageError."""
-    config = read_config(run)
+    config = read_config(run.config)
     if not config.data.train:
         raise UsageError(Problem("data.train", "is not set", "Write --data FILE.jsonl"))
     fetch_weights(config)
@@ -181,8 +177,14 @@ def prepare(run: RunDir) -> dict[str, Any]:
 
 
 def prepare_run(run_dir: str) -> dict[str, Any]:
-    """Prepare a run's data (the entry for submitit). On an error exits/prepare.json says why, and it is raised."""
+    """Prepare a run's data (the entry for submitit). On an error exits/prepare.json says why, and it is raised.
+
+    A directory that is no run stays as it is.
+    """
     run = RunDir(Path(run_dir))
+    if not run.config.is_file():
+        fix = "Give the directory of a run that was submitted."
+        raise UsageError(Problem(run_dir, "is no run: there is no config.yaml in it", fix))
     report = run.path / "exits" / "prepare.json"
     report.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -12,9 +14,10 @@ np = pytest.importorskip("numpy")
 transformers = pytest.importorskip("transformers")
 
 import yaml  # noqa: E402
-from hypothesis import given, settings  # noqa: E402
+from hypothesis import assume, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
+from fullft_cluster.config import Config  # noqa: E402
 from fullft_cluster.errors import UsageError  # noqa: E402
 from fullft_cluster.resources import share  # noqa: E402
 from fullft_cluster.rundir import RunDir  # noqa: E402
@@ -42,8 +45,9 @@ documents = st.lists(st.lists(st.integers(4, 999), min_size=1, max_size=40), min
 def test_every_token_is_learnt_once_and_no_document_predicts_another(
     tmp_path_factory: pytest.TempPathFactory, documents: list[list[int]], seq_len: int
 ) -> None:
-    if max(map(len, documents)) < 2:
-        return
+    ends = list(itertools.accumulate(map(len, documents)))
+    starts = {0, *ends}
+    assume(any(place not in starts and place % seq_len for place in range(ends[-1])))  # else nothing can be learnt
     cache = packed(tmp_path_factory.mktemp("cache"), documents, seq_len)
     batch = cache.batch(np.arange(len(cache)))
     total = sum(map(len, documents))
@@ -215,9 +219,62 @@ def test_two_preparations_of_the_same_key(tmp_path: Path, tokenizer: object, mon
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [found[0].name]
 
 
+def test_a_cache_published_between_two_looks_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    final, work = tmp_path / "final", tmp_path / "work"
+    for path in (final, work):
+        path.mkdir()
+        (path / "by").write_text(path.name)
+    looks = iter((False, True, True))  # absent at the first look
+    monkeypatch.setattr(prepare.data, "is_complete", lambda path: next(looks))
+    prepare._publish(work, final)
+    assert (final / "by").read_text() == "final"
+
+
 def test_tokenizer_that_does_not_fit_the_model(tmp_path: Path, tokenizer: object) -> None:
     path = tmp_path / "train.jsonl"
     path.write_text('{"text": "some words to learn"}\n')
     with pytest.raises(UsageError, match="outside the model's vocabulary of 100"):
         prepare.make_cache(tmp_path / "cache", path, tokenizer, seq_len=8, vocab_size=100)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_directory_that_is_no_run_stays_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in (tmp_path / "typo", tmp_path):
+        monkeypatch.setattr("sys.argv", ["prepare", "--run", str(path)])
+        assert prepare.main() == 2
+        assert f"{path}: is no run: there is no config.yaml in it" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_config_is_told_with_its_line(tmp_path: Path, tokenizer: object) -> None:
+    run = make_run(tmp_path, '{"text": "words"}\n')
+    run.config.write_text("model: tiny\ntrain:\n  seqlen: 3\n")
+    with pytest.raises(UsageError, match=r"config\.yaml:3: .*seqlen"):
+        prepare.prepare_run(str(run.path))
+    assert json.loads((run.path / "exits" / "prepare.json").read_text())["exit_code"] == 2
+
+
+@pytest.mark.parametrize(
+    ("on_hub", "fetched"),
+    [
+        (("model.safetensors", "pytorch_model.bin"), ["model.safetensors"]),
+        (("pytorch_model-00001-of-00002.bin", "training_args.bin"), ["pytorch_model-00001-of-00002.bin"]),
+    ],
+)
+def test_bin_files_are_fetched_only_where_there_are_no_safetensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, on_hub: tuple[str, ...], fetched: list[str]
+) -> None:
+    import huggingface_hub
+
+    def snapshot_download(reference: str, *, allow_patterns: list[str]) -> str:
+        assert reference == "org/model"
+        for name in (*on_hub, "config.json"):
+            if any(fnmatch(name, pattern) for pattern in allow_patterns):
+                (tmp_path / name).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    prepare.fetch_weights(Config(weights="org/model"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", *fetched]
