@@ -69,11 +69,20 @@ def compute_device(plan: Plan, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def attention_implementation(device: torch.device) -> str:
-    """Return `flash_attention_2` where it can be imported on CUDA, else `sdpa`; both keep packed documents apart."""
+def attention_implementation(device: torch.device, precision: str) -> str:
+    """Return `flash_attention_2` where it can be imported on CUDA, else `sdpa`; both keep packed documents apart.
+
+    FlashAttention's kernels are for 16-bit numbers (https://github.com/Dao-AILab/flash-attention), so fp32 takes sdpa.
+    """
     from transformers.utils import is_flash_attn_2_available
 
-    return "flash_attention_2" if device.type == "cuda" and is_flash_attn_2_available() else "sdpa"
+    possible = device.type == "cuda" and precision == "bf16"
+    return "flash_attention_2" if possible and is_flash_attn_2_available() else "sdpa"
+
+
+def warmup_steps(total_steps: int, ratio: float) -> int:
+    """Return the steps of warm-up: transformers' rounding (up), but never all steps, or nothing would be learnt."""
+    return min(math.ceil(total_steps * ratio), max(total_steps - 1, 0))
 
 
 def model_inputs(batch: Batch, device: torch.device, *, flatten: bool) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -130,11 +139,13 @@ class DeepSpeedEngine:
         config = copy.deepcopy(job.deepspeed)
         # transformers keeps only a weak reference, and without it every rank would load the whole model.
         self._hf_config = HfDeepSpeedConfig(config)
-        self._attention = attention_implementation(device)
+        self._attention = attention_implementation(device, job.plan.precision)
+        if job.identity.rank == 0:
+            print(f"attention: {self._attention}", flush=True)
         model = make_model(job, self._attention)
         if job.plan.activation_checkpointing:
             enable_recomputation(model)
-        warmup = math.ceil(total_steps * job.plan.warmup_ratio)
+        warmup = warmup_steps(total_steps, job.plan.warmup_ratio)
         self._engine, _, _, _ = deepspeed.initialize(
             model=model,
             model_parameters=parameter_groups(model, job.plan.weight_decay),

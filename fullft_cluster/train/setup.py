@@ -8,9 +8,8 @@ from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
-
 from fullft_cluster.config import Config
+from fullft_cluster.config_load import read_config
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.hardware import CPU
 from fullft_cluster.plan import Frozen, Plan
@@ -61,16 +60,18 @@ class Job:
 def read_job(run: RunDir, attempt: int, identity: Identity) -> Job:
     """Read the run directory. Raises UsageError (DataFault for data.json) when a file is missing, damaged or unfit."""
     values: dict[str, Any] = {}
-    problems = []
+    problems: list[Problem] = []
     readers = {
-        "config": (run.config, lambda raw: msgspec.yaml.decode(raw, type=Config)),
-        "plan": (run.plan, Plan.from_json),
-        "deepspeed": (run.deepspeed, json.loads),
-        "data": (run.data, json.loads),
+        "config": (run.config, read_config),
+        "plan": (run.plan, lambda path: Plan.from_json(path.read_bytes())),
+        "deepspeed": (run.deepspeed, lambda path: json.loads(path.read_bytes())),
+        "data": (run.data, lambda path: json.loads(path.read_bytes())),
     }
     for name, (path, read) in readers.items():
         try:
-            values[name] = read(path.read_bytes())
+            values[name] = read(path)
+        except UsageError as error:
+            problems += error.problems
         except (OSError, ValueError) as error:  # msgspec's and json's errors are ValueErrors
             fix = "Run `fullft-cluster prepare`." if name == "data" else "Submit the run anew."
             problems.append(Problem(str(path), f"cannot be read ({error})", fix))
