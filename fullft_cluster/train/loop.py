@@ -14,12 +14,21 @@ from fullft_cluster.train.checkpointing import TrainerState
 from fullft_cluster.train.data import Order, PackedData, rank_share
 from fullft_cluster.train.engine import Engine
 from fullft_cluster.train.exits import NotFiniteError, Progress
+from fullft_cluster.train.heartbeat import keep_beating
 from fullft_cluster.train.metrics import Metrics
 from fullft_cluster.train.setup import Job
 from fullft_cluster.train.stop import StopFlag
 
 BEAT_SECONDS = 1.0
-"""At most one heartbeat a second and phase: a small write on a shared file system, from every rank."""
+"""At most one heartbeat a second of training: a small write on a shared file system, from every rank."""
+
+
+def is_norm(value: float) -> bool:
+    """Return whether a gradient norm is one: DeepSpeed marks a gradient that is not finite by infinity, NaN or -1.
+
+    https://github.com/deepspeedai/DeepSpeed/blob/master/deepspeed/runtime/zero/stage3.py (`get_grad_norm_direct`)
+    """
+    return math.isfinite(value) and value >= 0
 
 
 @dataclass(frozen=True)
@@ -41,13 +50,14 @@ class Trainer:
     def __init__(self, job: Job, engine: Engine, data: PackedData, order: Order, stop: StopFlag) -> None:
         self._job, self._engine, self._data, self._order, self._stop = job, engine, data, order, stop
         self._rank = job.identity.rank
-        self._last_beat = (0.0, "")
+        self._last_beat = 0.0
 
     def run(self, state: TrainerState, progress: Progress, metrics: Metrics) -> tuple[TrainerState, bool]:
         """Train to the end, or to a stop that the ranks agree on; return (where it stands, whether it was stopped).
 
         A stop that comes before the first step saves nothing: all that is known is the checkpoint that was resumed
-        from, or at step 0 the seed, and a restart computes the same from either.
+        from, or at step 0 the seed, and a restart computes the same from either. One that comes during a save costs no
+        further step: the ranks agree anew after it. One that comes in the last step or its save is a finish.
         """
         total = self._order.total_steps
         if state.step < total and self._agree_on_stop():
@@ -64,6 +74,7 @@ class Trainer:
             if due or stop or result.checkpoint:
                 self._save(state)
                 progress.committed_step = state.step
+                stop = stop or (state.step < total and self._agree_on_stop())
             if stop:
                 return state, True
         return state, False
@@ -79,7 +90,7 @@ class Trainer:
         learning_rate = self._engine.learning_rate()
         losses = []
         for micro_batch in share:
-            self.beat(step, "train")
+            self.beat(step)
             losses.append(self._engine.micro_step(self._data.batch(micro_batch), labels))
         grad_norm = self._engine.step()
         # The one collective of our own a step: the loss and the two wishes. Its result is the same on every rank.
@@ -92,7 +103,7 @@ class Trainer:
             self._engine.device,
         )
         loss = loss_sum / labels
-        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+        if not (math.isfinite(loss) and is_norm(grad_norm)):
             what = f"the loss is {loss} and the gradient norm {grad_norm} at step {step + 1}"
             fix = "Lower train.learning_rate, or look at the rows of this step."
             raise NotFiniteError(Problem(self._job.run.name, what, fix))
@@ -101,18 +112,19 @@ class Trainer:
             stop=stop > 0, checkpoint=checkpoint > 0,
         )  # fmt: skip
 
-    def beat(self, step: int, phase: str) -> None:
-        """Write this rank's heartbeat, unless the last one of the phase is younger than `BEAT_SECONDS`."""
+    def beat(self, step: int) -> None:
+        """Write this rank's heartbeat of a step, unless the last one is younger than `BEAT_SECONDS`."""
         now = time.monotonic()
-        if phase != self._last_beat[1] or now - self._last_beat[0] >= BEAT_SECONDS:
-            self._job.run.beat(self._rank, step, phase)
-            self._last_beat = (now, phase)
+        if not self._last_beat or now - self._last_beat >= BEAT_SECONDS:
+            self._job.run.beat(self._rank, step, "train")
+            self._last_beat = now
 
     def _save(self, state: TrainerState) -> None:
         """Commit a checkpoint; a request for one is met by it."""
-        self.beat(state.step, "save")
         began = time.perf_counter()
-        checkpointing.save(self._job, self._engine, state)
+        with keep_beating(self._job, state.step, "save"):
+            checkpointing.save(self._job, self._engine, state)
+        self._last_beat = 0.0
         if self._rank == 0:
             self._job.run.checkpoint_request.unlink(missing_ok=True)
             print(f"checkpoint of step {state.step} committed in {time.perf_counter() - began:.1f} s", flush=True)

@@ -23,6 +23,7 @@ from fullft_cluster.errors import FullftError
 from fullft_cluster.model import load_model
 from fullft_cluster.rundir import RunDir
 from fullft_cluster.train import exits
+from fullft_cluster.train.heartbeat import PHASE_SECONDS, keep_beating
 from fullft_cluster.train.setup import Identity, Job, read_job, set_environment
 from fullft_cluster.train.stop import StopFlag
 
@@ -82,7 +83,7 @@ def train(job: Job, stop: StopFlag, progress: exits.Progress) -> bool:
     set_environment(os.environ, job.plan.gpu)
     import torch.distributed as dist
 
-    from fullft_cluster.train import checkpointing, export
+    from fullft_cluster.train import checkpointing, comm, export
     from fullft_cluster.train.data import Order, PackedData
     from fullft_cluster.train.engine import DeepSpeedEngine, compute_device
     from fullft_cluster.train.loop import Trainer
@@ -90,18 +91,21 @@ def train(job: Job, stop: StopFlag, progress: exits.Progress) -> bool:
 
     device = compute_device(job.plan, job.identity.local_rank)
     start_process_group(job)
+    # The first collective, while no thread keeps the heartbeat up: ranks that cannot reach each other are a hang.
+    comm.sum_over_ranks([1.0], device)
     data = PackedData(Path(job.data["cache"]))
     plan = job.plan
     order = Order(
         blocks=len(data), global_batch_size=plan.global_batch_size, epochs=plan.epochs, max_steps=plan.max_steps,
         seed=plan.seed,
     )  # fmt: skip
-    engine = DeepSpeedEngine(job, device, order.total_steps)
     fresh = checkpointing.TrainerState(
         step=0, tokens=0, data_key=data.meta.key, seed=plan.seed, seq_len=plan.seq_len,
         global_batch_size=plan.global_batch_size,
     )  # fmt: skip
-    found = checkpointing.resume(job, engine, fresh)
+    with keep_beating(job, 0, "load"):
+        engine = DeepSpeedEngine(job, device, order.total_steps)
+        found = checkpointing.resume(job, engine, fresh)
     progress.step = (found or fresh).step
     if found:
         progress.resumed_from = progress.committed_step = found.step
@@ -109,8 +113,8 @@ def train(job: Job, stop: StopFlag, progress: exits.Progress) -> bool:
     metrics = Metrics(job.run, plan, load_model(job.config.model or ""), job.attempt)
     state, stopped = trainer.run(found or fresh, progress, metrics)
     if not stopped:
-        trainer.beat(state.step, "export")
-        export.export(job, engine, state.step)
+        with keep_beating(job, state.step, "export"):
+            export.export(job, engine, state.step)
     dist.barrier()
     return stopped
 
@@ -129,7 +133,8 @@ def start_process_group(job: Job) -> None:
     if not torch.cuda.is_available():
         # Its shared-memory collectives are compiled at the first start (25 s, and a compiler); gloo serves without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    limit = max(1800, 2 * job.config.survival.hang_seconds)  # the supervisor sees a hang before the collectives do
+    # The supervisor sees a hang before the collectives do, also in a phase in which one rank works and the others wait.
+    limit = PHASE_SECONDS + 2 * job.config.survival.hang_seconds
     deepspeed.init_distributed(timeout=datetime.timedelta(seconds=limit))
 
 
