@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import msgspec
+
+from fullft_cluster.config import Config
 from fullft_cluster.config_load import Resolved
 from fullft_cluster.errors import FullftError, Problem, UsageError
 from fullft_cluster.job import Job, make_job
 from fullft_cluster.model import ModelSpec, load_model
 from fullft_cluster.plan import Plan
 from fullft_cluster.planner import make_plan
-from fullft_cluster.quoting import check_name
+from fullft_cluster.quoting import check_name, check_text
 from fullft_cluster.render import Rendered, render
 from fullft_cluster.rows import scan_rows
-from fullft_cluster.weights import Weights, find_weights
+from fullft_cluster.weights import Weights, check_same_model, find_weights
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class Ready:
 def to_plan(resolved: Resolved) -> Planned:
     """Plan a configuration: read the model's shape, count the data's rows. Raises UsageError and DoesNotFitError."""
     config = resolved.config
+    _check_texts(config)
     if config.model is None:
         fix = "Write --model 7b (13b, 30b, 65b, tiny, small), a path to a config.json, or a hub id."
         raise UsageError(Problem("model", "is missing", fix))
@@ -54,8 +59,10 @@ def to_job(resolved: Resolved, environ: Mapping[str, str], *, weights_must_exist
     """Go on to the rendered job, collecting every problem on the way before raising.
 
     Weights that cannot be found are a note instead of an error unless `weights_must_exist` (a dry run may be made
-    where they are not).
+    where they are not), and only then is the hub asked: what leads to no submit needs no network. Weights at hand that
+    are of another model are always an error.
     """
+    _check_texts(resolved.config)
     resolved = _absolute(resolved)
     config = resolved.config
     problems: list[Problem] = []
@@ -73,13 +80,17 @@ def to_job(resolved: Resolved, environ: Mapping[str, str], *, weights_must_exist
     notes: list[str] = []
     ref = config.weights or planned.model.weights
     try:
-        weights = find_weights(ref, planned.model.tokenizer, environ)
+        weights = find_weights(ref, planned.model.tokenizer, environ, ask_hub=weights_must_exist)
         notes += [f"weights {weights.ref}: {weights.note}"] if weights.note else []
     except UsageError as error:
         if weights_must_exist:
             problems += error.problems
         weights = Weights(ref=str(ref), kind="hub")
         notes += [f"a submit from here would be refused: {problem}" for problem in error.problems]
+    try:
+        check_same_model(weights, planned.model)
+    except UsageError as error:
+        problems += error.problems
     if problems or run_dir is None:
         raise UsageError(problems)
     final = resolved.changed(weights=weights.ref, name=run_dir.name)
@@ -87,18 +98,61 @@ def to_job(resolved: Resolved, environ: Mapping[str, str], *, weights_must_exist
     return Ready(job, render(job), run_dir, tuple(notes))
 
 
+def _check_texts(config: Config) -> None:
+    """Raise UsageError for text that no file of a job can hold: control characters, and bytes that are not UTF-8.
+
+    A path is bytes; Python keeps those that are no text as surrogates, which cannot be written
+    (https://peps.python.org/pep-0383/). The name has rules of its own.
+    """
+    problems: list[Problem] = []
+    for key, value in _texts(msgspec.to_builtins(config)):
+        try:
+            check_text(value, key)
+        except UsageError as error:
+            problems += error.problems if key != "name" else ()
+    if problems:
+        raise UsageError(problems)
+
+
+def _texts(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the texts of a configuration by dotted key."""
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _texts(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{key}", value
+
+
 def _absolute(resolved: Resolved) -> Resolved:
     """Return the configuration with every path absolute: a job does not start in the directory of its submit."""
     config = resolved.config
-    runs_dir = Path(config.output.runs_dir).expanduser().absolute()
-    cache_dir = Path(config.data.cache_dir).expanduser().absolute() if config.data.cache_dir else runs_dir / ".cache"
-    model = config.model
-    if model and Path(model).expanduser().exists() and ("/" in model or model.endswith(".json")):
-        model = str(Path(model).expanduser().absolute())
-    train = str(Path(config.data.train).expanduser().absolute()) if config.data.train else None
-    return resolved.changed(
-        model=model, data__train=train, data__cache_dir=str(cache_dir), output__runs_dir=str(runs_dir)
+    runs_dir = _absolute_path(config.output.runs_dir, "output.runs_dir")
+    cache_dir = (
+        _absolute_path(config.data.cache_dir, "data.cache_dir") if config.data.cache_dir else f"{runs_dir}/.cache"
     )
+    train = _absolute_path(config.data.train, "data.train") if config.data.train else None
+    model = config.model
+    if model and ("/" in model or model.endswith(".json")) and _is_there(model):
+        model = _absolute_path(model, "model")
+    return resolved.changed(model=model, data__train=train, data__cache_dir=cache_dir, output__runs_dir=runs_dir)
+
+
+def _absolute_path(path: str, where: str) -> str:
+    """Return a path as an absolute one. Raises UsageError where there is nothing that it could be relative to."""
+    try:
+        return str(Path(path).expanduser().absolute())
+    except FileNotFoundError:
+        what = f"{path!r} is relative to the current directory, which no longer exists"
+        raise UsageError(Problem(where, what, "Change to one that does, or give an absolute path.")) from None
+    except RuntimeError as error:  # ~user
+        raise UsageError(Problem(where, f"{path!r}: {error}", "Give a path without ~.")) from None
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError):
+        return False
 
 
 def _run_dir(resolved: Resolved) -> Path:

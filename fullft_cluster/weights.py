@@ -1,22 +1,33 @@
-"""Says before anything is queued whether the weights can be found. No hub library: the cache's layout is looked at.
-
-The cache: ``$HF_HUB_CACHE``, else ``$HF_HOME/hub``, else ``~/.cache/huggingface/hub``; a model lies under
-``models--ORG--NAME/snapshots/COMMIT`` (https://huggingface.co/docs/huggingface_hub/guides/manage-cache).
+"""Says before anything is queued whether the weights can be found. No hub library: files are looked at, and at a
+submit the hub is asked over HTTP.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from fullft_cluster.errors import Problem, UsageError
+from fullft_cluster.hub_cache import hub_cache, hub_home, snapshots
+from fullft_cluster.model import ModelSpec, differences, read_hf_config
 from fullft_cluster.plan import Frozen
 
 RANDOM = "random"
 HUB_TIMEOUT_SECONDS = 3.0
+MOST_INDEX_BYTES = 1 << 26
+"""No index of shards is larger; that of a 65B model is under 100 kB."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_WEIGHT_FILES = (
+    # In the order in which from_pretrained looks (transformers, modeling_utils.py, `_get_resolved_checkpoint_files`).
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_CONVERT = "make one from tokenizer.model: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
 
 
 class Weights(Frozen, frozen=True):
@@ -25,82 +36,203 @@ class Weights(Frozen, frozen=True):
     ref: str
     """``random``, an absolute path, or a hub id."""
     kind: Literal["random", "path", "cache", "hub"]
+    directory: str | None = None
+    """Where they lie on this machine, if they do."""
     note: str = ""
 
 
-def find_weights(ref: str | None, tokenizer: str | None, environ: Mapping[str, str]) -> Weights:
+def find_weights(
+    ref: str | None, tokenizer: str | None, environ: Mapping[str, str], *, ask_hub: bool = True
+) -> Weights:
     """Return where the weights of a run are.
 
-    ``tokenizer`` is the directory of a tokenizer that the model preset brings (then the weights need none).
-    Raises UsageError when they cannot be found from here, with what to do.
+    ``tokenizer`` is the directory of a tokenizer that the model preset brings (then the weights need none). Only with
+    ``ask_hub`` is there a look beyond this machine's files. Raises UsageError when the weights cannot be found from
+    here, with what to do.
     """
     if ref is None:
         fix = "Write --weights PATH, --weights ORG/NAME, or --weights random to train from scratch."
         raise UsageError(Problem("weights", "this model names no weights", fix))
     if ref == RANDOM:
         if tokenizer is None:
-            fix = "Use a preset that brings one (tiny, small), or give weights that do."
-            raise UsageError(Problem("weights", "`random` weights come without a tokenizer", fix))
+            what = "`random` needs a tokenizer, which only the presets tiny and small bring; others take their weights'"
+            fix = "Use --model tiny or small, or give as weights what `model.save_pretrained` and "
+            fix += "`tokenizer.save_pretrained` wrote for a model initialised at random."
+            raise UsageError(Problem("weights", what, fix))
         return Weights(ref=RANDOM, kind="random")
-    path = Path(ref).expanduser()
-    if path.exists() or not _HUB_ID.fullmatch(ref):
-        return _local(path, tokenizer)
-    cache = hub_cache(environ)
-    if any(_has_weights(snapshot) for snapshot in _snapshots(cache, ref)):
-        return Weights(ref=ref, kind="cache", note=f"in the cache {cache}")
-    return _on_hub(ref, cache, environ)
+    try:
+        path = Path(ref).expanduser()
+        if path.exists() or not _HUB_ID.fullmatch(ref):
+            return _local(path, tokenizer)
+    except (OSError, RuntimeError) as error:  # a name too long, a directory that is closed to us, an unknown ~user
+        said = getattr(error, "strerror", None) or str(error)
+        raise UsageError(Problem("weights", f"{ref!r} cannot be looked at: {said}", "Check the path.")) from None
+    return _cached_or_on_hub(ref, tokenizer, environ, ask_hub=ask_hub)
 
 
-def hub_cache(environ: Mapping[str, str]) -> Path:
-    """Return the directory of the hub's cache."""
-    home = environ.get("HF_HOME") or str(Path("~/.cache/huggingface").expanduser())
-    return Path(environ.get("HF_HUB_CACHE") or f"{home}/hub").expanduser()
+def check_same_model(weights: Weights, model: ModelSpec) -> None:
+    """Raise UsageError with every difference when the weights at hand are of another shape than the model."""
+    if weights.directory is None:
+        return
+    path = Path(weights.directory) / "config.json"
+    found = differences(model, read_hf_config(path))
+    if found:
+        fix = f"Give the weights that belong to {model.name}, or write --model {weights.ref}."
+        raise UsageError(Problem("weights", f"{path} is of another model: {'; '.join(found)}", fix))
 
 
-def _snapshots(cache: Path, ref: str) -> list[Path]:
-    return sorted((cache / f"models--{ref.replace('/', '--')}" / "snapshots").glob("*"))
+# --- on this machine
 
 
-def _has_weights(directory: Path) -> bool:
-    complete = any(True for pattern in ("*.safetensors", "*.bin") for _ in directory.glob(pattern))
-    return complete and (directory / "config.json").is_file()
+def lacking(directory: Path, tokenizer: str | None) -> list[str]:
+    """Return what a directory lacks for training to start from it, in words; links must lead somewhere."""
+    config = [] if _is_filled(directory / "config.json") else ["config.json"]
+    fast = tokenizer is not None or _is_filled(directory / "tokenizer.json")
+    return [*config, *_lacking_weights(directory), *([] if fast else ["tokenizer.json"])]
+
+
+def _lacking_weights(directory: Path) -> list[str]:
+    """Return what lacks of the weights themselves: of the first file that from_pretrained would take."""
+    name = next((name for name in _WEIGHT_FILES if (directory / name).is_file()), None)
+    if name is None:
+        return ["model.safetensors or an index of shards"]
+    path = directory / name
+    if not name.endswith(".index.json"):
+        return [] if _is_filled(path) else [f"{name} (it is empty)"]
+    shards = _shards(path)
+    if not shards:
+        return [f"{name} (it lists no shards)"]
+    missing = [shard for shard in shards if not _is_filled(directory / shard)]
+    return missing if len(missing) <= 4 else [*missing[:3], f"{len(missing) - 3} more shards"]
+
+
+def _shards(index: Path) -> list[str]:
+    """Return the files that an index names; none when it is no index."""
+    try:
+        with index.open("rb") as file:
+            found = json.loads(file.read(MOST_INDEX_BYTES))["weight_map"]
+        return sorted({str(shard) for shard in found.values() if "\0" not in str(shard)})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+
+
+def _is_filled(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _local(path: Path, tokenizer: str | None) -> Weights:
+    fix = "Give a directory that from_pretrained loads."
     if not path.is_dir():
         what = "is a file, not a directory" if path.exists() else "no such directory, and not a hub id"
-        raise UsageError(Problem("weights", f"{str(path)!r}: {what}", "Give a directory that from_pretrained loads."))
-    lacking = [] if _has_weights(path) else ["config.json with *.safetensors or *.bin"]
-    if tokenizer is None and not any((path / n).is_file() for n in ("tokenizer.json", "tokenizer.model")):
-        lacking.append("tokenizer.json or tokenizer.model")
-    if lacking:
-        fix = "Give a directory that from_pretrained loads."
-        raise UsageError(Problem("weights", f"{str(path)!r} lacks {' and '.join(lacking)}", fix))
-    return Weights(ref=str(path.resolve()), kind="path")
+        raise UsageError(Problem("weights", f"{str(path)!r}: {what}", fix))
+    lacks = lacking(path, tokenizer)
+    if lacks:
+        if "tokenizer.json" in lacks:
+            fix += f" Training takes fast tokenizers: {_CONVERT}."
+        raise UsageError(Problem("weights", f"{str(path)!r} lacks {', '.join(lacks)}", fix))
+    return Weights(ref=str(path.resolve()), kind="path", directory=str(path.resolve()))
 
 
-def _on_hub(ref: str, cache: Path, environ: Mapping[str, str]) -> Weights:
-    """Ask the hub whether it has the model; offline, or out of reach, that is an error to mend before queueing."""
+def _cached_or_on_hub(ref: str, tokenizer: str | None, environ: Mapping[str, str], *, ask_hub: bool) -> Weights:
+    """Look into the cache; then ask the hub. Offline, or out of reach, that is an error to mend before queueing."""
+    cache = hub_cache(environ)
+    absent = f"not in the cache {cache}"
+    for snapshot in snapshots(ref, environ):
+        try:
+            lacks = lacking(snapshot, tokenizer) if snapshot.is_dir() else ["the snapshot"]
+        except OSError as error:
+            lacks = [f"what can be read ({error.strerror})"]
+        if not lacks:
+            return Weights(ref=ref, kind="cache", directory=str(snapshot), note=f"in the cache {cache}")
+        absent = f"not whole in the cache {cache} (it lacks {', '.join(lacks)})"
     mend = (
         f"Run `hf download {ref}` where there is internet (HF_HOME on the shared file system), or give --weights PATH."
     )
     if environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
-        raise UsageError(Problem("weights", f"{ref} is not in the cache {cache}, and HF_HUB_OFFLINE is set", mend))
+        raise UsageError(Problem("weights", f"{ref} is {absent}, and HF_HUB_OFFLINE is set", mend))
+    if not ask_hub:
+        return Weights(ref=ref, kind="hub", note=f"{absent}; a submit asks the hub")
+    try:
+        for name in ("config.json", *(() if tokenizer else ("tokenizer.json",))):
+            _ask_hub(f"{ref}/resolve/main/{name}", environ)
+    except _HubRefusalError as refusal:
+        raise UsageError(Problem("weights", f"{ref} {refusal}", f"{mend}{refusal.hint}")) from None
+    except (OSError, ValueError):
+        raise UsageError(
+            Problem("weights", f"{ref} is {absent}, and the hub cannot be reached from here", mend)
+        ) from None
+    return Weights(ref=ref, kind="hub", note=f"{absent}: the preparation downloads it, so its node needs internet")
+
+
+# --- on the hub
+
+
+class _HubRefusalError(Exception):
+    """The hub answers, but not with the file. Its text goes on from the model's name."""
+
+    def __init__(self, code: int, path: str) -> None:
+        meanings = {401: "needs a login (HF_TOKEN)", 403: "is not open to you (accept its licence, set HF_TOKEN)"}
+        said = meanings.get(code, "does not exist" if code == 404 else f"answers {code}")
+        name = path.rpartition("/")[2]
+        no_tokenizer = code == 404 and name == "tokenizer.json"  # config.json was there
+        self.hint = f" Training takes fast tokenizers: {_CONVERT}." if no_tokenizer else ""
+        super().__init__(f"on the hub has no {name}" if no_tokenizer else f"on the hub {said}")
+
+
+def _ask_hub(path: str, environ: Mapping[str, str]) -> None:
+    """Ask the hub for the head of a file.
+
+    Raises _HubRefusalError when it has none for us, OSError or ValueError when it is out of reach, and UsageError for
+    an address or token that is none.
+    """
+    import http.client
     import urllib.error
     import urllib.request
 
-    url = f"{environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{ref}/resolve/main/config.json"
-    request = urllib.request.Request(url, method="HEAD")
-    if token := environ.get("HF_TOKEN"):
-        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    url = f"{_endpoint(environ)}/{path}"
     try:
+        request = urllib.request.Request(url, method="HEAD")
+        if token := _token(environ):
+            request.add_unredirected_header("Authorization", f"Bearer {token}")
         with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS):
-            note = f"not in the cache {cache}: the preparation downloads it, so its node needs internet"
-            return Weights(ref=ref, kind="hub", note=note)
+            return
     except urllib.error.HTTPError as error:
-        meanings = {401: "needs a login (HF_TOKEN)", 403: "is not open to you (accept its licence, set HF_TOKEN)"}
-        said = meanings.get(error.code, "does not exist" if error.code == 404 else f"answers {error.code}")
-        raise UsageError(Problem("weights", f"{ref} on the hub {said}", mend)) from None
-    except (OSError, ValueError):
-        what = f"{ref} is not in the cache {cache}, and the hub cannot be reached from here"
-        raise UsageError(Problem("weights", what, mend)) from None
+        raise _HubRefusalError(error.code, path) from None
+    except http.client.HTTPException:  # an answer that is not HTTP
+        raise ValueError("no HTTP") from None
+
+
+def _endpoint(environ: Mapping[str, str]) -> str:
+    """Return the hub's address. Raises UsageError for one that is none; it is not shown, as it may hold a password."""
+    import urllib.parse
+
+    address = environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    try:
+        parts = urllib.parse.urlsplit(address)
+        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, an IPv6 address without its bracket
+        sound = False
+    if not sound or not address.isascii() or any(char <= " " or char == "\x7f" for char in address):
+        fix = "Unset it, or write it as https://HOST."
+        raise UsageError(Problem("HF_ENDPOINT", "is not the address of a hub", fix))
+    return address
+
+
+def _token(environ: Mapping[str, str]) -> str | None:
+    """Return the token as the hub's library finds it: the variable, else the file that `hf auth login` writes.
+
+    Raises UsageError, without showing it, for one that is no token.
+    https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables#hftoken
+    """
+    token, where = environ.get("HF_TOKEN", ""), "HF_TOKEN"
+    if not token.strip():
+        path = Path(environ.get("HF_TOKEN_PATH") or hub_home(environ) / "token")
+        try:
+            with path.expanduser().open("rb") as file:
+                token, where = file.read(4096).decode("latin-1"), str(path)
+        except (OSError, ValueError, RuntimeError):
+            return None
+    token = token.strip()
+    if not all("!" <= char <= "~" for char in token):
+        raise UsageError(Problem(where, "holds characters that no token has", "Log in again: `hf auth login`."))
+    return token or None

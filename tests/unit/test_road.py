@@ -1,0 +1,86 @@
+"""The road to a job: what a dry run does not do, what stops it early, and which weights belong to which model."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fullft_cluster.config_load import resolve
+from fullft_cluster.errors import UsageError
+from fullft_cluster.model import load_model
+from fullft_cluster.road import Ready, to_job, to_plan
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"text": "Two nodes are better than one."}\n')
+    return path
+
+
+def job(data: Path, *, real: bool = False, environ: dict[str, str] | None = None, **flags: Any) -> Ready:
+    given = {key.replace("__", "."): value for key, value in flags.items()}
+    given = {"data.train": str(data), "output.runs_dir": str(data.parent / "runs"), "backend": "slurm"} | given
+    return to_job(resolve(given, [], None), environ or {"HF_HOME": str(data.parent)}, weights_must_exist=real)
+
+
+def test_only_a_submit_asks_the_network(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a dry run asks the network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    ready = job(data, model="7b")
+    assert any("not in the cache" in note and "a submit asks the hub" in note for note in ready.notes)
+    with pytest.raises(AssertionError, match="asks the network"):
+        job(data, model="7b", real=True)
+
+
+@pytest.mark.parametrize("real", [True, False])
+def test_weights_of_another_model_are_refused(data: Path, real: bool) -> None:
+    weights = data.parent / "weights"
+    weights.mkdir()
+    config = load_model("7b").hf_config
+    for name, text in (("model.safetensors", "x"), ("tokenizer.json", "{}"), ("config.json", json.dumps(config))):
+        (weights / name).write_text(text)
+    assert job(data, model="7b", weights=str(weights), real=real).job.name
+    (weights / "config.json").write_text(json.dumps({**config, "hidden_size": 64, "num_attention_heads": 4}))
+    with pytest.raises(UsageError) as refused:
+        job(data, model="7b", weights=str(weights), real=real)
+    assert "hidden_size is 64, but 7b has 4096" in str(refused.value)
+    assert "num_attention_heads is 4, but 7b has 32" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "key", ["data.train", "data.cache_dir", "model", "weights", "output.runs_dir", "cluster", "slurm.account"]
+)
+@pytest.mark.parametrize("bad", [os.fsdecode(b"caf\xe9"), "a\nb"])
+def test_text_that_no_file_can_hold_is_refused_at_once(data: Path, key: str, bad: str) -> None:
+    resolved = resolve({"model": "tiny", "data.train": str(data), "backend": "slurm"}, [], None)
+    resolved = resolved.changed(**{key.replace(".", "__"): f"/{bad}"})
+    with pytest.raises(UsageError) as refused:
+        to_job(resolved, {}, weights_must_exist=False)
+    assert [problem.where for problem in refused.value.problems] == [key]
+    str(refused.value).encode()
+    with pytest.raises(UsageError):
+        to_plan(resolved)
+
+
+def test_a_current_directory_that_is_gone(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = data.parent / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(UsageError, match=r"output\.runs_dir: 'runs' is relative to the current directory, which no"):
+        job(data, model="tiny", output__runs_dir="runs")
+    assert job(data, model="tiny").job.name == "tiny-train", "absolute paths need none"
+
+
+def test_an_unknown_home(data: Path) -> None:
+    with pytest.raises(UsageError, match=r"output\.runs_dir"):
+        job(data, model="tiny", output__runs_dir="~no-such-user-here/runs")
