@@ -9,7 +9,12 @@ from msgspec import Meta
 
 from fullft_cluster.plan import Frozen, Offload, Precision
 
-Positive = Annotated[int, Meta(ge=1)]
+MOST = 2**31 - 1
+"""Of any count: what SLURM, torch and a JSON reader all hold; a number beyond is a slip of the keyboard."""
+
+Positive = Annotated[int, Meta(ge=1, le=MOST)]
+Machines = Annotated[int, Meta(ge=1, le=10**6)]
+Tokens = Annotated[int, Meta(ge=1, le=10**7)]
 NonNegative = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
@@ -26,7 +31,7 @@ class DataConfig(Frozen, frozen=True):
 class TrainConfig(Frozen, frozen=True):
     """The mathematics: a change here changes the loss curve."""
 
-    seq_len: Positive = 2048
+    seq_len: Tokens = 2048
     """Tokens in a packed sequence."""
     global_batch_size: Positive | None = None
     """Sequences an optimizer step; default the planner's choice between 32 and 128."""
@@ -51,11 +56,11 @@ class TrainConfig(Frozen, frozen=True):
 class ResourcesConfig(Frozen, frozen=True):
     """The execution: a change here must not change the loss curve beyond rounding."""
 
-    nodes: Positive | None = None
-    gpus_per_node: Positive | None = None
-    gpus: Positive | None = None
+    nodes: Machines | None = None
+    gpus_per_node: Machines | None = None
+    gpus: Machines | None = None
     """Exactly this many GPUs; default the fewest that fit."""
-    max_gpus: Positive | None = None
+    max_gpus: Machines | None = None
     """At most this many GPUs."""
     micro_batch_size: Positive | None = None
     """Sequences a GPU computes at once; default the largest that fits."""
@@ -91,7 +96,7 @@ class SlurmConfig(Frozen, frozen=True):
     """Time limit of one attempt; a longer run is requeued and goes on."""
     gpus_per_node: str | None = None
     """sbatch --gpus-per-node; default `TYPE:COUNT` with the cluster profile's type and the plan's count."""
-    cpus_per_task: Positive | None = None
+    cpus_per_task: Machines | None = None
     """CPUs of the one task per node; default the plan's share of the node."""
     mem: str | None = None
     """Memory per node as sbatch takes it; default what the plan says the host needs."""
@@ -99,14 +104,14 @@ class SlurmConfig(Frozen, frozen=True):
     prepare_partition: str | None = None
     """Partition of the data preparation job (no GPUs); default `partition`."""
     prepare_time: str = "04:00:00"
-    prepare_cpus: Positive = 8
+    prepare_cpus: Machines = 8
     prepare_mem: str = "32G"
 
 
 class SurvivalConfig(Frozen, frozen=True):
     """When a run is given up."""
 
-    max_failures: Annotated[int, Meta(ge=0)] = 3
+    max_failures: Annotated[int, Meta(ge=0, le=MOST)] = 3
     """Failures in a row without a newly committed checkpoint, after which the run stops."""
     hang_seconds: Positive = 1800
     """Workers whose heartbeat stands still for this long are ended and the attempt counts as a hang."""

@@ -20,7 +20,7 @@ class SlurmJob(Frozen, frozen=True):
     """Values of the ``#SBATCH`` lines, by sbatch's names; None or False leaves the line out."""
 
     time: str
-    gpus_per_node: str
+    gpus_per_node: str | None
     cpus_per_task: int
     mem: str
     partition: str | None
@@ -52,6 +52,8 @@ class Job(Frozen, frozen=True):
 
 _GRES = re.compile(r"(?:[A-Za-z0-9._-]+:)?[1-9][0-9]*")
 _MEM = re.compile(r"[0-9]+[KMGT]?")
+MOST_SECONDS = 10 * 365 * 86400
+"""Of a time limit. SLURM counts its minutes in 32 bits; ten years is a slip of the keyboard long before."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)
 
@@ -82,10 +84,9 @@ def _slurm_job(config: Config, cluster: Cluster, plan: Plan) -> SlurmJob:
     if problems:
         raise UsageError(problems)
     share = plan.gpus_per_node / cluster.gpus_per_node
-    gres = f"{cluster.slurm_gpu_type}:{plan.gpus_per_node}" if cluster.slurm_gpu_type else str(plan.gpus_per_node)
     return SlurmJob(
         time=slurm.time,
-        gpus_per_node=slurm.gpus_per_node or gres,
+        gpus_per_node=slurm.gpus_per_node or _gres(cluster, plan),
         cpus_per_task=slurm.cpus_per_task or max(1, math.floor(cluster.cpus_per_node * min(1.0, share))),
         mem=slurm.mem or f"{math.ceil(plan.memory.host_gib_per_node)}G",
         partition=slurm.partition,
@@ -96,6 +97,13 @@ def _slurm_job(config: Config, cluster: Cluster, plan: Plan) -> SlurmJob:
         exclude=slurm.exclude,
         exclusive=slurm.exclusive,
     )
+
+
+def _gres(cluster: Cluster, plan: Plan) -> str | None:
+    """Return what to ask of ``--gpus-per-node``; None on a cluster of CPUs, whose partitions have no GPUs to give."""
+    if cluster.slurm_gpu_type:
+        return f"{cluster.slurm_gpu_type}:{plan.gpus_per_node}"
+    return None if cluster.gpu == CPU else str(plan.gpus_per_node)
 
 
 def _environment_problems(cluster: Cluster) -> list[Problem]:
@@ -130,8 +138,11 @@ def _slurm_problems(config: Config, plan: Plan) -> list[Problem]:
         try:
             seconds = slurm_time_seconds(value)
         except ValueError as error:
-            found.append(Problem(f"slurm.{key}", str(error), "Write D-HH:MM:SS or HH:MM:SS."))
+            what = str(error) if len(value) <= 40 else "is not a SLURM time"
+            found.append(Problem(f"slurm.{key}", what, "Write D-HH:MM:SS or HH:MM:SS."))
             continue
+        if seconds > MOST_SECONDS:
+            found.append(Problem(f"slurm.{key}", f"{value} is more than ten years", "Write D-HH:MM:SS or HH:MM:SS."))
         if key == "time" and seconds <= plan.signal_lead_seconds:
             found.append(
                 Problem(

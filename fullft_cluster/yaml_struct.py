@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import re
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,9 +90,10 @@ def load_yaml(path: Path) -> Located:
     """Read a YAML mapping. Raises UsageError for what cannot be read as one (``file:line: what. fix``)."""
     name = str(path)
     try:
-        if path.stat().st_size > MAX_BYTES:
+        data = _read_regular(path)
+        if len(data) > MAX_BYTES:
             raise UsageError(Problem(name, "is larger than 1 MiB", "Give a YAML configuration, not data."))
-        text = path.read_text(encoding="utf-8")
+        text = data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
         raise UsageError(Problem(name, "is not text in UTF-8", "Give a YAML configuration.")) from None
     except IsADirectoryError:
@@ -101,6 +103,15 @@ def load_yaml(path: Path) -> Located:
     except ValueError as error:  # a NUL byte in the path
         raise UsageError(Problem(repr(name), f"is not a path: {error}")) from None
     return loads_yaml(text, name)
+
+
+def _read_regular(path: Path) -> bytes:
+    """Return at most one byte more than is allowed. Raises UsageError for a pipe or a device: it may never end."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise UsageError(Problem(str(path), "is not a regular file", "Write the YAML to a file and give that."))
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)
 
 
 def loads_yaml(text: str, name: str) -> Located:

@@ -105,6 +105,23 @@ def test_directives_come_from_the_plan(case: str) -> None:
         assert node_count == ["4"], "the node count stands in exactly one place"
 
 
+@pytest.mark.parametrize(
+    ("gpu", "gpu_type", "asked", "expected"),
+    [
+        ("cpu", None, None, None),
+        ("cpu", "a100", None, "a100:2"),
+        ("cpu", None, "tesla:1", "tesla:1"),
+        ("a100-80gb", None, None, "2"),
+    ],
+)
+def test_gpus_are_asked_for_where_there_are_any(
+    gpu: str, gpu_type: str | None, asked: str | None, expected: str | None
+) -> None:
+    flags = {"model": "tiny", "backend": "slurm", "cluster": "local", "slurm.gpus_per_node": asked, "resources.gpus": 2}
+    result, _, _ = rendered(flags, gpu=gpu, slurm_gpu_type=gpu_type, host_memory_gib=64.0)
+    assert directives(result.script).get("gpus-per-node") == expected
+
+
 def test_every_file_comes_from_the_same_plan() -> None:
     result, plan, _ = rendered(CASES["four-nodes"])
     assert set(result.files) == {"config.yaml", "plan.json", "deepspeed.json", "job.sbatch"}
@@ -157,6 +174,10 @@ def test_secrets_and_hostile_names_in_a_profile_are_refused(env: dict[str, str])
         ("slurm.partition", "gpu\n#SBATCH --uid=0"),
         ("slurm.account", "a\nb"),
         ("slurm.prepare_time", "x"),
+        ("slurm.time", "99999999999999999999-00:00:00"),
+        ("slurm.time", "9" * 5000),
+        ("slurm.time", "3651-00:00:00"),
+        ("slurm.prepare_time", "99999999999999999999"),
     ],
 )
 def test_what_sbatch_would_not_take_is_refused(key: str, value: str) -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +17,8 @@ from hypothesis import strategies as st
 from fullft_cluster.config import Config
 from fullft_cluster.errors import UsageError
 from fullft_cluster.foreign_names import FOREIGN_NAMES
-from fullft_cluster.yaml_struct import check, convert, load_yaml, loads_yaml, parse_value
+from fullft_cluster.type_words import describe
+from fullft_cluster.yaml_struct import check, convert, is_struct, load_yaml, loads_yaml, parse_value
 
 
 class Inner(msgspec.Struct):
@@ -59,14 +64,15 @@ train: {weight_decay: .nan}
         "job.yaml:10: slurm.gpus_per_node: 8 is not text. Quote it: '8'.",
         "job.yaml:11: per_device_train_batch_size: unknown key."
         " Write resources.micro_batch_size (sequences a GPU computes at once).",
-        "job.yaml:13: output.save_steps: 1.5 is not a whole number, 1 or more. Write a whole number, 1 or more.",
+        "job.yaml:13: output.save_steps: 1.5 is not a whole number, 1 to 2147483647."
+        " Write a whole number, 1 to 2147483647.",
         "job.yaml:14: output.max_grad_norm: unknown key. Write it as train.max_grad_norm.",
     ]
 
 
 def test_leaf_errors_in_words():
     assert problems("train: {epochs: 0, precision: bf17, seed: 2147483648, warmup_ratio: 2, learning_rate: 0}") == [
-        "job.yaml:1: train.epochs: 0 is not a whole number, 1 or more. Write a whole number, 1 or more.",
+        "job.yaml:1: train.epochs: 0 is not a whole number, 1 to 2147483647. Write a whole number, 1 to 2147483647.",
         "job.yaml:1: train.precision: 'bf17' is not one of bf16, fp32. Did you mean 'bf16'?",
         "job.yaml:1: train.seed: 2147483648 is not a whole number, 0 or more, below 2147483648."
         " Write a whole number, 0 or more, below 2147483648.",
@@ -131,11 +137,43 @@ def test_files_that_cannot_be_read(tmp_path: Path):
             load_yaml(path)
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_what_never_ends_is_not_read(tmp_path: Path, kind: str):
+    path = Path("/dev/zero")
+    if kind == "pipe":
+        path = tmp_path / "pipe"
+        os.mkfifo(path)
+    # In a process of its own, so that a read that hangs is a failure and not the end of the tests.
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
+        "from pathlib import Path; from fullft_cluster.yaml_struct import load_yaml\n"
+        f"load_yaml(Path({str(path)!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert "is not a regular file" in done.stderr
+
+
+def test_no_integer_is_unbounded():
+    def integers(struct: type[msgspec.Struct], prefix: str = "") -> Iterator[str]:
+        for field in msgspec.structs.fields(struct):
+            if is_struct(field.type):
+                yield from integers(field.type, f"{prefix}{field.name}.")
+            elif "whole number" in describe(field.type):
+                yield f"{prefix}{field.name}"
+
+    names = list(integers(Config))
+    assert len(names) > 10
+    for name in names:
+        section, _, key = name.rpartition(".")
+        data = {section: {key: 2**31}} if section else {key: 2**31}
+        assert check(Config, data, lambda _: "f"), name
+
+
 def test_sections_keep_their_lines():
     located = loads_yaml("name: x\nconfig:\n  train:\n    seq_len: 0\n", "c.yaml")
     overlay = located.section("config")
     assert [str(p) for p in check(Config, overlay.data, overlay.where)] == [
-        "c.yaml:4: train.seq_len: 0 is not a whole number, 1 or more. Write a whole number, 1 or more."
+        "c.yaml:4: train.seq_len: 0 is not a whole number, 1 to 10000000. Write a whole number, 1 to 10000000."
     ]
     assert overlay.where("train.nothing") == "c.yaml:3"
 
