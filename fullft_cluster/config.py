@@ -63,9 +63,9 @@ class ResourcesConfig(Frozen, frozen=True):
     max_gpus: Machines | None = None
     """At most this many GPUs."""
     micro_batch_size: Positive | None = None
-    """Sequences a GPU computes at once; default the largest that fits."""
+    """Sequences a GPU computes at once; default the largest that fits, up to 16,384 tokens (4,096 on CPUs)."""
     activation_checkpointing: bool | None = None
-    """Recompute activations in the backward pass; default on, off only when asked."""
+    """Recompute activations in the backward pass; default on for GPUs, off for CPUs."""
     offload: Offload = "none"
     """`optimizer` keeps optimizer states in host memory: fewer GPUs, slower steps."""
 
