@@ -26,6 +26,24 @@ def slurm_time_seconds(text: str) -> int:
     return a * 60 + b
 
 
+def in_gib(gib: float, digits: int = 1) -> str:
+    """Return a number of GiB as ``3.4 GiB``; what would show as nothing in MiB or KiB."""
+    return _scaled(gib, 1024, ("GiB", "MiB", "KiB"), digits)
+
+
+def in_gb(gb: float, digits: int = 1) -> str:
+    """Return a number of GB as ``783.4 GB``; what would show as nothing in MB or kB."""
+    return _scaled(gb, 1000, ("GB", "MB", "kB"), digits)
+
+
+def _scaled(value: float, step: int, names: tuple[str, ...], digits: int) -> str:
+    for name in names[:-1]:
+        if value == 0 or abs(value) >= 0.1:
+            return f"{value:.{digits}f} {name}"
+        value *= step
+    return f"{value:.{digits}f} {names[-1]}"
+
+
 def duration(seconds: float) -> str:
     """Return ``1h 02m``, ``3m 04s`` or ``5s`` for a number of seconds."""
     whole = round(seconds)

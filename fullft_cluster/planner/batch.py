@@ -46,13 +46,16 @@ def splits(global_batch: int, gpus: int, micro: int | None, most: int) -> Iterat
     yield from (Batch(size, share // size) for size in tried if share % size == 0)
 
 
-def indivisible(global_batch: int, gpus: int, micro: int | None) -> Problem | None:
-    """Return the problem of a global batch that does not divide, with the nearest valid values; None if it does."""
+def indivisible(global_batch: int, gpus: int, micro: int | None, workers: str) -> Problem | None:
+    """Return the problem of a global batch that does not divide, with the nearest valid values; None if it does.
+
+    ``workers`` are the GPUs in words: ``8 GPUs``, ``2 processes``.
+    """
     unit = gpus * (micro or 1)
     if global_batch % unit == 0:
         return None
     below, above = global_batch // unit * unit, (global_batch // unit + 1) * unit
-    divisor = f"{gpus} GPUs" + (f" x micro-batch {micro}" if micro else "")
+    divisor = workers + (f" x micro-batch {micro}" if micro else "")
     fix = f"Write {below} or {above}." if below else f"Write {above}."
     return Problem("train.global_batch_size", f"{global_batch} does not divide by {divisor}", f"{fix} {_or(unit)}")
 

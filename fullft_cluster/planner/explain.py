@@ -13,7 +13,7 @@ from fullft_cluster.planner.memory import Setup, checkpoint_bytes, layer_activat
 from fullft_cluster.planner.search import Choice, Task, first_fit, most_tokens, on_layout
 from fullft_cluster.planner.speed import flops_per_token, signal_lead_seconds
 from fullft_cluster.planner.storage import checkpoint_bytes as saved_bytes
-from fullft_cluster.units import GIB
+from fullft_cluster.units import GIB, in_gib
 
 ZERO = "ZeRO, https://arxiv.org/abs/1910.02054"
 STAGE3 = "deepspeed/runtime/zero/stage3.py"
@@ -208,7 +208,7 @@ def _why_gpus(task: Task, choice: Choice) -> Iterator[str]:
     expected, capacity = choice.gpu_bytes / GIB, choice.gpu_capacity / GIB
     gpu = task.cluster.gpu
     yield (
-        f"{choice.layout.on(gpu)}: {expected:.1f} GiB of {capacity:.1f} a {noun(gpu)} at the peak, "
+        f"{choice.layout.on(gpu)}: {in_gib(expected)} of {capacity:.1f} a {noun(gpu)} at the peak, "
         f"which is in the phase '{choice.phase}'."
     )
     wanted = task.wanted
@@ -235,12 +235,12 @@ def _why_memory(task: Task, choice: Choice) -> Iterator[str]:
     if task.activation_checkpointing:
         full = setup.model.num_hidden_layers * layer_activation_bytes(setup) * setup.tokens
         yield (
-            f"Activations are recomputed: they take {checkpoint_bytes(setup) / GIB:.1f} GiB where all of them would "
-            f"take {full / GIB:.1f}, for a third more compute."
+            f"Activations are recomputed: they take {in_gib(checkpoint_bytes(setup) / GIB)} where all of them would "
+            f"take {in_gib(full / GIB)}, for a third more compute."
         )
     if setup.offload == "optimizer" and setup.gpu != CPU:
         yield (
-            f"The optimizer works in host memory ({choice.host['offloaded_optimizer'] / GIB:.0f} GiB a node): fewer "
+            f"The optimizer works in host memory ({in_gib(choice.host['offloaded_optimizer'] / GIB, 0)} a node): fewer "
             "GPUs, slower steps."
         )
     if setup.precision == "fp32" and setup.gpu != CPU:

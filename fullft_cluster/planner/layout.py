@@ -102,7 +102,9 @@ def _contradictions(wanted: ResourcesConfig, cluster: Cluster) -> Iterator[Probl
     if wanted.max_gpus and exact > wanted.max_gpus:
         fix = f"Write at most {wanted.max_gpus}, or raise resources.max_gpus."
         asked = "resources.gpus" if gpus else "resources.nodes"
-        yield Problem(asked, f"asks for {exact} GPUs, but resources.max_gpus is {wanted.max_gpus}", fix)
+        yield Problem(
+            asked, f"asks for {count(exact, noun(cluster.gpu))}, but resources.max_gpus is {wanted.max_gpus}", fix
+        )
     if gpus:
         yield from _of_exact_gpus(wanted, cluster, gpus, most)
 
@@ -110,29 +112,30 @@ def _contradictions(wanted: ResourcesConfig, cluster: Cluster) -> Iterator[Probl
 def _of_exact_gpus(wanted: ResourcesConfig, cluster: Cluster, gpus: int, most: int) -> Iterator[Problem]:
     """Yield why exactly this many GPUs do not lie on the nodes."""
     where, nodes, per_node = "resources.gpus", wanted.nodes, wanted.gpus_per_node
+    asked = count(gpus, noun(cluster.gpu))
     if nodes and per_node:
         if nodes * per_node != gpus:
-            what = f"{gpus} is not {nodes} nodes x {per_node} GPUs per node"
+            what = f"{gpus} is not {nodes} nodes x {count(per_node, noun(cluster.gpu))} per node"
             yield Problem(where, what, f"Write {nodes * per_node}, or leave one of the three out.")
         return
     if gpus > most:
         what = f"{gpus} is more than the {most} of {cluster.name} ({cluster.max_nodes} nodes)"
         yield Problem(where, what, f"Write at most {most}, or raise max_nodes in the profile.")
         return
-    share, what_of = (nodes, "node") if nodes else (per_node, "GPU")
+    share, what_of = (nodes, "node") if nodes else (per_node, noun(cluster.gpu))
     if share and gpus % share:
         below, above = gpus // share * share, (gpus // share + 1) * share
-        what = f"{gpus} GPUs do not divide over {count(share, what_of)}{'' if nodes else ' per node'}"
+        what = f"{asked} cannot be divided over {count(share, what_of)}{'' if nodes else ' per node'}"
         yield Problem(where, what, f"Write {below or above} or {above}." if below else f"Write {above}.")
         return
     layout = spread(wanted, cluster)
     if layout.gpus_per_node > cluster.gpus_per_node:
-        what = f"{gpus} GPUs on {count(layout.nodes, 'node')} are more than {cluster.gpus_per_node} a node"
+        what = f"{asked} on {count(layout.nodes, 'node')} are more than {cluster.gpus_per_node} a node"
         yield Problem(where, what, f"Write at most {layout.nodes * cluster.gpus_per_node}, or more nodes.")
     elif layout.nodes > cluster.max_nodes or (layout.nodes > 1 and not share and not _dense(layout, cluster)):
         size = cluster.gpus_per_node
         below, above = gpus // size * size, (gpus // size + 1) * size
-        what = f"{gpus} GPUs do not spread evenly over nodes of {size}"
+        what = f"{asked} do not spread evenly over nodes of {size}"
         yield Problem(where, what, f"Write {below} or {above}, or give nodes and gpus_per_node too.")
 
 

@@ -13,10 +13,10 @@ from fullft_cluster.errors import DoesNotFitError, Problem, UsageError
 from fullft_cluster.hardware import CPU, Cluster, Gpu
 from fullft_cluster.model import ModelSpec
 from fullft_cluster.planner.batch import Batch, default_global_batch, indivisible, splits
-from fullft_cluster.planner.layout import Layout, candidates, noun
+from fullft_cluster.planner.layout import Layout, candidates, count, noun
 from fullft_cluster.planner.memory import Setup, peak
 from fullft_cluster.planner.storage import host_parts
-from fullft_cluster.units import GIB
+from fullft_cluster.units import GIB, in_gib
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class Choice:
             (self.host_bytes, self.host_capacity, "of host memory a node"),
         ):
             if needed > there:
-                short = f"{(needed - there) / GIB:.1f} GiB short"
-                needs.append(f"{needed / GIB:.1f} GiB {each} where there are {there / GIB:.1f} ({short})")
+                short = f"{in_gib((needed - there) / GIB)} short"
+                needs.append(f"{in_gib(needed / GIB)} {each} where there are {there / GIB:.1f} ({short})")
         return f"needs {' and '.join(needs)} on {self.layout.on(self.setup.gpu)} of {self.setup.gpu}"
 
 
@@ -156,7 +156,8 @@ def choose(task: Task) -> Choice:
     would_fit = next((choice for choice in smallest if choice.fits), None)
     given = task.config.train.global_batch_size
     if would_fit and given:
-        problem = indivisible(given, would_fit.layout.gpus, task.wanted.micro_batch_size)
+        workers = count(would_fit.layout.gpus, noun(task.cluster.gpu))
+        problem = indivisible(given, would_fit.layout.gpus, task.wanted.micro_batch_size, workers)
         if problem:
             raise UsageError(problem)
     raise DoesNotFitError(_does_not_fit(task, smallest[-1]))

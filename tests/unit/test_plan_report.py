@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 from rich.console import Console
 
@@ -45,3 +46,13 @@ def test_without_gpus_it_speaks_of_processes() -> None:
     text = printed(make_plan(Config(), load_model("tiny"), load_cluster("local"), 100), terminal=False)
     assert "GPU" not in text
     assert "memory a process" in text
+    assert "tokens/s a process\n" in text
+
+
+def test_what_is_small_is_not_shown_as_nothing() -> None:
+    plan = make_plan(Config(), load_model("tiny"), load_cluster("local"), 100)
+    for terminal in (True, False):
+        text = printed(plan, terminal=terminal)
+        assert not re.search(r"\b0\.0+ [kKMG]i?B", text), text
+        assert f"checkpoint             {plan.checkpoint_gb * 1000:.1f} MB; on disk" in text
+        assert f"{plan.memory.gpu.parts['parameters'] * 1024:.2f} MiB" in text

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fullft_cluster.config_load import resolve
 from fullft_cluster.errors import DoesNotFitError, UsageError
@@ -53,8 +55,6 @@ def test_sixteen_bytes_a_parameter_are_sharded(model: str) -> None:
 def test_llama_7b_on_eight_gpus_is_near_the_published_measurement() -> None:
     """ZeRO-3, 8 x A800-80GB, sequence 4096: measured peaks from a public table (gist chenyaofo d4cd6a20), GiB."""
     model = load_model("7b")
-    from msgspec.structs import replace
-
     longer = replace(model, max_position_embeddings=4096)
     for micro, recompute, measured in ((2, True, 20.4), (8, True, 39.1), (2, False, 75.7)):
         flags = {
@@ -271,3 +271,31 @@ def test_more_gpus_never_need_more_memory_each(model: str, seq_len: int, offload
         if found:
             amounts.append(found.memory.gpu.expected_gib)
     assert all(more >= less for more, less in pairwise(amounts))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"train__global_batch_size": 3},
+        {"resources__gpus": 3},
+        {"resources__nodes": 1, "resources__max_gpus": 1},
+        {"resources__gpus": 2, "resources__nodes": 1, "resources__gpus_per_node": 1},
+    ],
+)
+def test_where_there_is_no_gpu_a_refusal_speaks_of_processes(flags: dict[str, Any]) -> None:
+    with pytest.raises(UsageError) as refused:
+        plan("tiny", cluster="local", **flags)
+    assert "GPU" not in str(refused.value)
+
+
+def test_a_shortfall_is_not_shown_as_nothing() -> None:
+    model = load_model("7b")
+    resolved = resolve({"model": "7b", "resources.gpus": 1, "cluster": "local"}, [], None)
+    with pytest.raises(DoesNotFitError) as refused:
+        make_plan(resolved.config, model, resolved.cluster, None)
+    assert "GPU" not in str(refused.value)
+    need = max(float(x) for x in re.findall(r"needs ([0-9.]+) GiB a process", str(refused.value)))
+    close = replace(resolved.cluster, host_memory_gib=need - 0.06)
+    with pytest.raises(DoesNotFitError, match=r"MiB short") as refused:
+        make_plan(resolved.config, model, close, None)
+    assert " 0.0 GiB" not in str(refused.value)
