@@ -106,12 +106,23 @@ def _check_texts(config: Config) -> None:
     """
     problems: list[Problem] = []
     for key, value in _texts(msgspec.to_builtins(config)):
-        try:
-            check_text(value, key)
-        except UsageError as error:
-            problems += error.problems if key != "name" else ()
+        if not _is_utf8(value):
+            problems.append(Problem(key, f"{value!r} is not text in UTF-8", "Rename it, or make a link to it."))
+        elif key != "name":
+            try:
+                check_text(value, key)
+            except UsageError as error:
+                problems += error.problems
     if problems:
         raise UsageError(problems)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _texts(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
