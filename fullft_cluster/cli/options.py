@@ -79,7 +79,9 @@ _PLAN = (
     click.option("--offload", type=click.Choice(["none", "optimizer"]), help="What moves to host memory."),
 )
 _SUBMIT = (
-    click.option("--weights", help="A local path, a hub id, or `random`."),
+    click.option(
+        "--weights", help="A local path, a hub id, or `random` (with tiny and small, which have a tokenizer)."
+    ),
     click.option("--name", help="Name of the run; default made of model and data."),
     click.option("--partition", help="SLURM partition."),
     click.option("--account", help="SLURM account."),
