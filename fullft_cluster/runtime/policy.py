@@ -88,6 +88,8 @@ class Evidence(Frozen, frozen=True):
     bad_nodes: tuple[str, ...] = ()
     """Nodes of the attempt that are down or do not respond now."""
     hung: bool = False
+    launcher_exit: int | None = None
+    """Exit code of srun, or of what starts the node on this machine; None where nobody saw it end."""
     started_from_step: int | None = None
     committed_step: int | None = None
     """The newest committed checkpoint when the attempt ended."""
@@ -217,6 +219,11 @@ def decide(evidence: Evidence, history: History, max_failures: int) -> Decision:
         kept = History(failures=0 if evidence.progressed else history.failures)
         return Decision(action="requeue", cause=stopped, message=stopped.replace("_", " "), history=kept)
     message = describe(root) if root else "the workers ended without a word"
+    if evidence.launcher_exit and all(worker.exit_code is None for worker in workers):
+        message = (
+            f"the workers were not started, or died with their nodes (launcher's exit code {evidence.launcher_exit})"
+        )
+        message += "; logs/supervisor.log has its words"
     if evidence.hung:
         return _failure(evidence, history, max_failures, "hang", "the heartbeat of every worker stood still")
     if (root is not None and root.kind == "oom") or evidence.scheduler_state == "OUT_OF_MEMORY":

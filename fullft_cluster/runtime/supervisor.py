@@ -53,6 +53,8 @@ class Supervisor:
         self.stop_reason: str | None = None
         self.attempt = 0
         """The attempt that this process makes; 0 before the first."""
+        self.launcher_exit: int | None = None
+        """Exit code of what started the nodes (srun); None where nobody saw it."""
         self.over_time: float | None = None
         """Monotonic time at which the workers are ended, as the time limit has come."""
 
@@ -140,7 +142,7 @@ class Supervisor:
         if self._cancelled():
             return Decision(action="stop", cause="cancelled", message="cancelled by the user")
         self.run.stop.unlink(missing_ok=True)  # honoured by the attempt before
-        self.stop_reason = self.over_time = None
+        self.stop_reason = self.over_time = self.launcher_exit = None
         self.attempt = attempt
         self.run.exits(attempt).mkdir(parents=True, exist_ok=True)
         self.run.update_run(
@@ -178,6 +180,7 @@ class Supervisor:
                 log.warning("no heartbeat for %d s: ending the workers", self.config.survival.hang_seconds)
                 self.platform.kill(child)
         log.info("the workers have ended (exit code %d)", child.returncode)
+        self.launcher_exit = child.returncode
         self._forward_signals()
         return hung
 
@@ -194,6 +197,7 @@ class Supervisor:
             scheduler_state=life_state,
             bad_nodes=self.platform.bad_nodes(nodes),
             hung=hung,
+            launcher_exit=self.launcher_exit,
             started_from_step=state.get("started_from_step"),
             committed_step=gather.newest_committed_step(self.run),
         )

@@ -132,6 +132,13 @@ def test_the_root_is_the_fault_and_not_its_echo() -> None:
     assert root_of(workers(0, 75)) is None
 
 
+def test_workers_that_were_never_started_point_to_the_launcher() -> None:
+    """srun: Task launch failed on node node2: Communication connection failure."""
+    decision = end((None, None), launcher_exit=233)
+    assert (decision.action, decision.cause) == ("requeue", "crash")
+    assert "233" in decision.message and "supervisor.log" in decision.message
+
+
 def test_nobody_saw_the_end() -> None:
     assert end(()).cause == "crash"
     assert "vanished" in end((None,)).message

@@ -22,7 +22,10 @@ start_node() {
         sleep 0.02
     done
     echo $((inner)) > "$pidfile"
-    ip link add "$(lab_bridge)-$index" type veth peer name eth0 netns $((inner))
+    # The same address at each power on, as a real node has: the others' ARP caches would send to the old one for half
+    # a minute, and srun would fail with "Communication connection failure".
+    ip link add "$(lab_bridge)-$index" type veth peer name eth0 address "02:00:00:00:00:$(printf %02x "$index")" \
+        netns $((inner))
     ip link set "$(lab_bridge)-$index" master "$(lab_bridge)" up
 }
 
