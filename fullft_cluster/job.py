@@ -50,6 +50,9 @@ class Job(Frozen, frozen=True):
     slurm: SlurmJob | None
 
 
+HOST_MARGIN = 1.1
+"""Of ``--mem`` over the estimate: clusters that enforce it kill a job that takes a page more."""
+
 _GRES = re.compile(r"(?:[A-Za-z0-9._-]+:)?[1-9][0-9]*")
 _MEM = re.compile(r"[0-9]+[KMGT]?")
 MOST_SECONDS = 10 * 365 * 86400
@@ -88,7 +91,7 @@ def _slurm_job(config: Config, cluster: Cluster, plan: Plan) -> SlurmJob:
         time=slurm.time,
         gpus_per_node=slurm.gpus_per_node or _gres(cluster, plan),
         cpus_per_task=slurm.cpus_per_task or max(1, math.floor(cluster.cpus_per_node * min(1.0, share))),
-        mem=slurm.mem or f"{math.ceil(plan.memory.host_gib_per_node)}G",
+        mem=slurm.mem or f"{_host_memory_gib(plan)}G",
         partition=slurm.partition,
         account=slurm.account,
         qos=slurm.qos,
@@ -104,6 +107,12 @@ def _gres(cluster: Cluster, plan: Plan) -> str | None:
     if cluster.slurm_gpu_type:
         return f"{cluster.slurm_gpu_type}:{plan.gpus_per_node}"
     return None if cluster.gpu == CPU else str(plan.gpus_per_node)
+
+
+def _host_memory_gib(plan: Plan) -> int:
+    """Return what is asked of a node, in GiB: the plan's estimate and a tenth for what it leaves out, if there is."""
+    memory = plan.memory
+    return math.ceil(min(HOST_MARGIN * memory.host_gib_per_node, memory.host_capacity_gib_per_node))
 
 
 def _environment_problems(cluster: Cluster) -> list[Problem]:

@@ -14,8 +14,9 @@ import msgspec
 from fullft_cluster.config import Config
 from fullft_cluster.config_load import Resolved
 from fullft_cluster.errors import FullftError, Problem, UsageError
+from fullft_cluster.hardware import clusters
 from fullft_cluster.job import Job, make_job
-from fullft_cluster.model import ModelSpec, load_model
+from fullft_cluster.model import ModelSpec, load_model, presets
 from fullft_cluster.plan import Plan
 from fullft_cluster.planner import make_plan
 from fullft_cluster.quoting import check_name, check_text
@@ -143,9 +144,14 @@ def _absolute(resolved: Resolved) -> Resolved:
     )
     train = _absolute_path(config.data.train, "data.train") if config.data.train else None
     model = config.model
-    if model and ("/" in model or model.endswith(".json")) and _is_there(model):
+    if model and model.lower() not in presets() and _is_there(model):
         model = _absolute_path(model, "model")
-    return resolved.changed(model=model, data__train=train, data__cache_dir=cache_dir, output__runs_dir=runs_dir)
+    cluster = config.cluster
+    if cluster and cluster not in clusters() and _is_there(cluster):
+        cluster = _absolute_path(cluster, "cluster")
+    return resolved.changed(
+        model=model, cluster=cluster, data__train=train, data__cache_dir=cache_dir, output__runs_dir=runs_dir
+    )
 
 
 def _absolute_path(path: str, where: str) -> str:

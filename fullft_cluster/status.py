@@ -30,6 +30,8 @@ class Status(Frozen, frozen=True):
     attempt: int
     restarts: int
     nodes: list[str]
+    phase: str | None
+    """What the workers do while the run is running: load, train, save or export."""
     step: int | None
     total_steps: int | None
     loss: float | None
@@ -56,9 +58,16 @@ def read_status(run: RunDir, live: Live, *, supervisor: SupervisorState = "alive
     last = _last_metric(run)
     total = last.get("total_steps") or state.get("total_steps") or _planned_steps(run)
     name, reason = _state(run, state, live, supervisor)
-    beats = [beat["time"] for beat in evidence.heartbeats(run)]
-    step = last.get("step")
+    if name == "running" and run.stop_reason() is not None:
+        reason = f"stopping after a checkpoint: {run.stop_reason()}"
     running = name == "running"
+    heartbeats = [beat for beat in evidence.heartbeats(run) if running]
+    newest = max(heartbeats, key=lambda beat: float(beat["time"]), default={})
+    young = newest.get("time", 0.0) < state.get("attempt_started", 0.0)  # the beats are those of the attempt before
+    phase = ("load" if young else newest.get("phase")) if running else None
+    step = last.get("step")
+    # While an attempt loads, speed and time left are those of the one before: not shown as if they were live.
+    live_figures = last if not running or last.get("attempt") == state.get("attempt") else {}
     moment = time.time() if now is None else now
     return Status(
         name=run.name,
@@ -71,15 +80,16 @@ def read_status(run: RunDir, live: Live, *, supervisor: SupervisorState = "alive
         attempt=state.get("attempt", 0),
         restarts=state.get("restarts", 0),
         nodes=list(state.get("nodes", ())) if running else [],
+        phase=phase,
         step=step,
         total_steps=total,
         loss=last.get("loss"),
         learning_rate=last.get("lr"),
-        tokens_per_second=last.get("tokens_per_second"),
-        mfu=last.get("mfu"),
-        eta_seconds=_eta(run, step, total) if running else None,
+        tokens_per_second=live_figures.get("tokens_per_second"),
+        mfu=live_figures.get("mfu"),
+        eta_seconds=_eta(run, step, total) if running and live_figures else None,
         last_checkpoint_step=evidence.newest_committed_step(run),
-        heartbeat_age_seconds=round(moment - max(beats), 1) if beats and running else None,
+        heartbeat_age_seconds=round(moment - newest["time"], 1) if newest else None,
         export=str(run.export) if (run.export / "config.json").is_file() else None,
         attempts=attempts,
     )

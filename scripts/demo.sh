@@ -29,7 +29,9 @@ fullft-cluster status "$name" --runs-dir "$runs" --watch
 wait "$warner"
 
 step "6/7 the account of every attempt"
+echo "$runs/$name/attempts.jsonl:" >&2
 cat "$runs/$name/attempts.jsonl"
 
 step "7/7 the export, by from_pretrained"
 python scripts/demo_generate.py "$runs/$name/export"
+printf '\nThe demo is done. Its run: %s (a toy of a million parameters is not expected to make sense).\n' "$runs/$name" >&2

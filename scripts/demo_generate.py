@@ -8,6 +8,9 @@ from pathlib import Path
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
+
+logging.disable_progress_bar()
 
 export = Path(sys.argv[1])
 attempts = [json.loads(line) for line in (export.parent / "attempts.jsonl").read_text().splitlines()]

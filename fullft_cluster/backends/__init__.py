@@ -28,7 +28,7 @@ class Backend(Protocol):
     def check(self) -> None:
         """Raise SchedulerError when this backend cannot be reached from here."""
 
-    def submit(self, run: RunDir, config: Config, script: str) -> Submission:
+    def submit(self, run: RunDir, config: Config, script: str, python: str) -> Submission:
         """Prepare the data and start the script; on any error leave nothing behind but the run directory."""
 
     def status(self, run: RunDir) -> Status:

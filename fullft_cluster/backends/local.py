@@ -25,10 +25,10 @@ class LocalBackend:
     def check(self) -> None:
         """There is nothing to reach."""
 
-    def submit(self, run: RunDir, config: Config, script: str) -> Submission:
+    def submit(self, run: RunDir, config: Config, script: str, python: str) -> Submission:
         """Prepare the data in a process of its own (it needs the `train` extra), then start the script."""
         done = subprocess.run(
-            [sys.executable, "-m", "fullft_cluster.train.prepare", "--run", str(run.path)],
+            [python, "-m", "fullft_cluster.train.prepare", "--run", str(run.path)],
             capture_output=True,
             text=True,
             check=False,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
-import sys
 import time
 
 from fullft_cluster import slurm_cli
@@ -29,9 +30,9 @@ class SlurmBackend:
                 )
             )
 
-    def submit(self, run: RunDir, config: Config, script: str) -> Submission:
+    def submit(self, run: RunDir, config: Config, script: str, python: str) -> Submission:
         """Queue the preparation, then the training after it; when the second is refused, the first is taken back."""
-        queued = [self._prepare(run, config)]
+        queued = [self._prepare(run, config, python)]
         try:
             run.update_run(prepare_job_id=queued[0])
             # Given beside the script, whose bytes are the dry run's. A preparation that fails ends the job, which
@@ -57,7 +58,7 @@ class SlurmBackend:
             raise SchedulerError(Problem("sbatch", f"printed {out.strip()!r} where a job id was expected"))
         return ids[-1]
 
-    def _prepare(self, run: RunDir, config: Config) -> str:
+    def _prepare(self, run: RunDir, config: Config, python: str) -> str:
         """Submit the preparation by submitit and return its job id."""
         try:
             import submitit
@@ -77,9 +78,10 @@ class SlurmBackend:
             slurm_qos=slurm.qos,
             stderr_to_stdout=True,
         )
-        command = [sys.executable, "-m", "fullft_cluster.train.prepare", "--run", str(run.path)]
+        command = [python, "-m", "fullft_cluster.train.prepare", "--run", str(run.path)]
         try:
-            job = executor.submit(submitit.helpers.CommandFunction(command, verbose=False))
+            with contextlib.redirect_stderr(io.StringIO()):  # sbatch's words come with the exception
+                job = executor.submit(submitit.helpers.CommandFunction(command, verbose=False))
         except submitit.core.utils.FailedJobError as error:
             # submitit gives sbatch's stderr twice: by itself and in the words of its own exception.
             words = " ".join(dict.fromkeys(line.strip() for line in str(error).splitlines() if line.strip()))

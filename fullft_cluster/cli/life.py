@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from fullft_cluster.backends import Backend, backend_of, live_states
-from fullft_cluster.cli.options import find_run, json_option, print_json, runs_dir_option, say
+from fullft_cluster.cli.options import find_run, json_option, print_json, runs_dir_option, say, status_command
 from fullft_cluster.cli.view import follow_logs, print_log, print_runs, print_status, watch
 from fullft_cluster.errors import FullftError, Problem, UsageError
 from fullft_cluster.render import SCRIPTS
@@ -66,8 +66,10 @@ def list_runs(runs_dir: str | None, as_json: bool) -> None:
     statuses = [_listed(RunDir(path), states[path], live) for path in newest_first]
     if as_json:
         print_json(statuses)
-    else:
+    elif statuses:
         print_runs(statuses)
+    else:
+        say(f"no runs in {Path(runs_dir or 'runs')}")
 
 
 def _listed(run: RunDir, state: dict[str, Any], live: Live) -> Status:
@@ -94,6 +96,9 @@ def logs(name: str, runs_dir: str | None, *, attempt: int | None, everything: bo
     if not everything:
         chosen = attempt or int(run.read_run().get("attempt", 0))
         files = [file for file in files if f"attempt-{chosen}-" in file.name or "attempt-" not in file.name]
+    if attempt is not None and not any(f"attempt-{attempt}-" in file.name for file in files):
+        newest = run.read_run().get("attempt", 0)
+        raise UsageError(Problem(run.name, f"has no logs of an attempt {attempt}", f"Its newest attempt is {newest}."))
     if not files and not follow:
         raise UsageError(Problem(run.name, "has no logs yet", "Wait until its job has started, or use --follow."))
     seen = {}
@@ -139,3 +144,4 @@ def resume(name: str, runs_dir: str | None, as_json: bool) -> None:
         print_json(submission)
     else:
         click.echo(submission.name)
+    say(f"follow it: {status_command(run)} --watch")

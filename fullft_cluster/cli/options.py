@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -122,6 +123,12 @@ def find_run(name: str, runs_dir: str | None) -> RunDir:
     root = Path(runs_dir or "runs")
     known = ", ".join(sorted(path.parent.name for path in root.glob("*/run.json"))[:20]) or "none"
     raise UsageError(Problem(name, f"no such run in {root} (there: {known})", "Give a name, a path, or --runs-dir."))
+
+
+def status_command(run: RunDir) -> str:
+    """Return the command that shows this run from the current directory."""
+    here = run.path.parent == Path("runs").absolute()
+    return f"fullft-cluster status {run.name if here else shlex.quote(str(run.path))}"
 
 
 def print_json(value: Any) -> None:

@@ -8,12 +8,21 @@ import shutil
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
-from fullft_cluster.cli.options import json_option, plan_options, print_json, resolved_from, say, submit_options
+from fullft_cluster.cli.options import (
+    json_option,
+    plan_options,
+    print_json,
+    resolved_from,
+    say,
+    status_command,
+    submit_options,
+)
 from fullft_cluster.config_load import Resolved
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.road import Ready, to_job, to_plan
@@ -83,12 +92,14 @@ def submit(as_json: bool, dry_run: bool, **options: Any) -> None:
         return
     backend = backend_of(ready.job.backend)
     backend.check()
+    check_environment(ready.job.python)
     made_runs_dir = not ready.run_dir.parent.exists()
     run = _make_run_dir(ready)
     try:
         from fullft_cluster.config_load import read_config
 
-        submission = backend.submit(run, read_config(run.config), str(run.path / ready.rendered.script_name))
+        config = read_config(run.config)
+        submission = backend.submit(run, config, str(run.path / ready.rendered.script_name), ready.job.python)
     except BaseException:
         shutil.rmtree(run.path, ignore_errors=True)  # nothing half-made is left behind
         if made_runs_dir:
@@ -99,11 +110,25 @@ def submit(as_json: bool, dry_run: bool, **options: Any) -> None:
     for label, job_id in (("prepare job", submission.prepare_job_id), ("training job", submission.job_id)):
         if job_id:
             say(f"{label} {job_id}")
-    say(f"follow it: fullft-cluster status {submission.name} --watch")
+    say(f"follow it: {status_command(run)} --watch")
     if as_json:
         print_json(submission)
     else:
         click.echo(submission.name)
+
+
+def check_environment(python: str) -> None:
+    """Raise UsageError when jobs would run in this very environment, and it cannot train.
+
+    The packages are looked for, not imported: that would take seconds.
+    """
+    if python != sys.executable:
+        return  # of the cluster profile; it may not even be there on this host
+    lacking = [name for name in ("torch", "transformers", "deepspeed", "numpy") if find_spec(name) is None]
+    if lacking:
+        what = f"jobs run in the environment that submits, and it has no {', '.join(lacking)}"
+        fix = "Run `pip install 'fullft-cluster[train]'`, or name another interpreter as `python` in a cluster profile."
+        raise UsageError(Problem("python", what, fix))
 
 
 def _make_run_dir(ready: Ready) -> Any:
@@ -142,6 +167,7 @@ def _make_run_dir(ready: Ready) -> Any:
 @click.option("--run", "run_path", type=click.Path(path_type=Path), help="Prepare the data of this run directory.")
 def prepare(run_path: Path | None, **options: Any) -> None:
     """Tokenise and pack the data once, on CPUs. Prints the cache. Needs the `train` extra."""
+    check_environment(sys.executable)
     command = [sys.executable, "-m", "fullft_cluster.train.prepare"]
     if run_path is not None:
         command += ["--run", str(run_path.absolute())]

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -15,7 +16,13 @@ from fullft_cluster.rundir import RunDir
 from fullft_cluster.status import ENDED, Status
 from fullft_cluster.units import duration
 
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
 POLL_SECONDS = 1.0
+PIPED_WIDTH = 400
+"""Characters of a line that is not for a terminal: nothing is cut off there."""
 
 
 def _number(value: float | None, text: str) -> str:
@@ -23,22 +30,27 @@ def _number(value: float | None, text: str) -> str:
 
 
 def progress_line(now: Status) -> str:
-    """Return one line about a run: step | loss | lr | tokens/s | MFU | time left."""
+    """Return one line about a run: step | phase | time left | loss | tokens/s | lr | MFU; the tail may be cut off."""
     parts = [f"step {now.step or 0}/{now.total_steps or '?'}"]
-    parts += [f"loss {now.loss:.4f}"] if now.loss is not None else []
-    parts += [f"lr {now.learning_rate:.2e}"] if now.learning_rate is not None else []
-    parts += [f"{now.tokens_per_second:,.0f} tokens/s"] if now.tokens_per_second is not None else []
-    parts += [f"MFU {now.mfu:.1%}"] if now.mfu is not None else []
+    parts += [now.phase] if now.phase not in (None, "train") else []
     parts += [f"{duration(now.eta_seconds)} left"] if now.eta_seconds is not None else []
+    parts += [f"loss {now.loss:.4f}"] if now.loss is not None else []
+    parts += [f"{now.tokens_per_second:,.0f} tokens/s"] if now.tokens_per_second is not None else []
+    parts += [f"lr {now.learning_rate:.2e}"] if now.learning_rate is not None else []
+    parts += [f"MFU {now.mfu:.1%}"] if now.mfu is not None else []
     return " | ".join(parts)
+
+
+def _console() -> Console:
+    """Return a console for tables: as wide as its terminal, and without a limit where the output is piped."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
 
 
 def print_status(now: Status) -> None:
     """Print a run for people."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
+    console = _console()
     console.print(f"{now.name}: {now.state}{f' ({now.reason})' if now.reason else ''}", highlight=False, markup=False)
     facts = {
         "progress": progress_line(now),
@@ -54,43 +66,70 @@ def print_status(now: Status) -> None:
             console.print(f"  {label:16}{value}", highlight=False, markup=False, soft_wrap=True)
     if not now.attempts:
         return
-    table = Table("attempt", "cause", "decision", "steps", "lost", "nodes", box=None)
-    table.add_column("message", no_wrap=True, overflow="ellipsis")  # whole in --json
+    _print_attempts(now, console)
+
+
+def _print_attempts(now: Status, console: Console) -> None:
+    """Print a table of attempts, and below it what those that did not end as planned have to say."""
+    from rich.text import Text
+
+    table = _table("attempt", "cause", "decision", "steps", "lost", cut="nodes")
     for line in now.attempts:
         steps = f"{line.get('first_step') or '-'}..{line.get('last_step') or '-'}"
         cells = (line["attempt"], line["cause"], line["decision"], steps, duration(line.get("seconds_lost") or 0))
-        table.add_row(*map(str, cells), " ".join(line.get("nodes", ())), str(line.get("message", "")))
+        table.add_row(*map(str, cells), Text(" ".join(line.get("nodes", ()))))
     console.print(table)
+    for line in now.attempts:
+        message = str(line.get("message", ""))
+        if message not in ("training finished", line["cause"].replace("_", " ")):
+            console.print(Text(f"  {line['attempt']}: {message}"))
+
+
+def _table(*whole: str, cut: str) -> Table:
+    """Return a table whose columns are never wrapped; only the last one, `cut`, is cut off where there is no room."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for name in whole:
+        table.add_column(name, no_wrap=True, min_width=len(name))
+    table.add_column(cut, no_wrap=True, overflow="ellipsis")
+    return table
 
 
 def print_runs(runs: Iterable[Status]) -> None:
     """Print a table of runs."""
-    from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
-    table = Table("name", "state", "backend", "job", "step", "loss", "attempt", "reason", box=None)
+    table = _table("name", "state", "step", "loss", "backend", "job", "attempt", cut="reason")
     for run in runs:
         step = f"{run.step or 0}/{run.total_steps or '?'}"
-        loss = _number(run.loss, ".4f")
-        table.add_row(run.name, run.state, run.backend, run.job_id or "-", step, loss, str(run.attempt), run.reason)
-    Console().print(table)
+        cells = (run.name, run.state, step, _number(run.loss, ".4f"), run.backend, run.job_id or "-", str(run.attempt))
+        table.add_row(*cells, Text(run.reason))
+    _console().print(table)
 
 
 def watch(read: Callable[[], Status], *, as_json: bool) -> Status:
     """Show a run's progress until it ends; one JSON line a change with `as_json`. Returns the last status."""
     if as_json or not sys.stderr.isatty():
         return _watch_lines(read, as_json=as_json)
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
-
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[line]}"))
     from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
 
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    columns = (
+        TextColumn("{task.description}", table_column=Column(no_wrap=True, overflow="ellipsis", max_width=24)),
+        BarColumn(bar_width=16),
+        TextColumn(
+            "{task.fields[line]}", markup=False, table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")
+        ),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
         now = read()
         task = bar.add_task(now.name, total=now.total_steps, line="")
         while now.state not in ENDED:
-            told = f"{now.state}{f' ({now.reason})' if now.reason else ''}, attempt {now.attempt}"
-            bar.update(task, completed=now.step or 0, total=now.total_steps, line=f"{told} | {progress_line(now)}")
+            state = f"{now.state}{f' ({now.reason})' if now.reason else ''}" if now.state != "running" else ""
+            told = " | ".join(part for part in (state, progress_line(now), f"attempt {now.attempt}") if part)
+            bar.update(task, completed=now.step or 0, total=now.total_steps, line=told)
             time.sleep(POLL_SECONDS)
             now = read()
     return now
@@ -100,7 +139,7 @@ def _watch_lines(read: Callable[[], Status], *, as_json: bool) -> Status:
     shown = None
     while True:
         now = read()
-        key = (now.state, now.attempt, now.step)
+        key = (now.state, now.attempt, now.step, now.phase)
         if key != shown:
             shown = key
             if as_json:

@@ -15,6 +15,9 @@ from fullft_cluster.planner.speed import flops_per_token, signal_lead_seconds
 from fullft_cluster.planner.storage import checkpoint_bytes as saved_bytes
 from fullft_cluster.units import GIB, in_gib
 
+TIGHT = 0.1
+"""Share of a GPU's memory below which the spare part is said to be tight: the model was up to 15 % off."""
+
 ZERO = "ZeRO, https://arxiv.org/abs/1910.02054"
 STAGE3 = "deepspeed/runtime/zero/stage3.py"
 KORTHIKANTI = "Korthikanti et al., https://arxiv.org/abs/2205.05198"
@@ -242,6 +245,12 @@ def _why_memory(task: Task, choice: Choice) -> Iterator[str]:
         yield (
             f"The optimizer works in host memory ({in_gib(choice.host['offloaded_optimizer'] / GIB, 0)} a node): fewer "
             "GPUs, slower steps."
+        )
+    spare = choice.gpu_capacity - choice.gpu_bytes
+    if spare < TIGHT * choice.gpu_capacity and setup.gpu != CPU:
+        yield (
+            f"Tight: {in_gib(spare / GIB)} a GPU are spare, which is within the error of the memory model "
+            "(docs/planning.md); a smaller micro-batch or more GPUs leave room."
         )
     if setup.precision == "fp32" and setup.gpu != CPU:
         yield "fp32 is meant for exact tests: the forecast of time assumes bf16's speed."

@@ -143,7 +143,7 @@ def describe(worker: WorkerExit) -> str:
     """Return a sentence about how a worker ended."""
     where = f"rank {worker.rank} on {worker.node}"
     if worker.exit_code is None:
-        return f"{where} vanished with its node"
+        return f"nobody saw how {where} ended: its node or its supervisor was lost"
     if worker.exit_code < 0:
         hint = " (SIGKILL: often the host ran out of memory)" if worker.exit_code == -9 else ""
         return f"{where} was killed by signal {-worker.exit_code}{hint}"

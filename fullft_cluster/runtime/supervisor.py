@@ -125,8 +125,9 @@ class Supervisor:
         attempt = state.get("attempt", 0)
         if not attempt or any(line.get("attempt") == attempt for line in read_lines(self.run.attempts)):
             return None
-        beats = [beat["time"] for beat in gather.heartbeats(self.run)]
-        end = max([state["attempt_started"], *beats])
+        signs = [beat["time"] for beat in gather.heartbeats(self.run)]
+        signs += [line["time"] for line in read_lines(self.run.metrics) if line.get("attempt") == attempt]
+        end = max([state["attempt_started"], *signs])  # the last sign of life
         log.info("attempt %d ended without a word; looking for what it left", attempt)
         nodes = tuple(state.get("nodes", ()))
         self.stop_reason = state.get("lost_to")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,10 @@ def _save(job: Job, model: Any, weights: dict[str, torch.Tensor], directory: Pat
     # A copy: it takes each tensor out of the dict that it writes from.
     model.save_pretrained(directory, state_dict=dict(weights))
     tokenizer.save_pretrained(directory)
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in directory.iterdir():  # safetensors makes its files readable by their owner alone
+        path.chmod(0o666 & ~mask)
 
 
 def _end_tokens(known: int | list[int] | None, trained: int) -> int | list[int]:
@@ -92,8 +97,6 @@ def check(directory: Path, weights: dict[str, torch.Tensor], *, tied: bool) -> N
 
 
 def _make_durable(directory: Path) -> None:
-    import os
-
     for path in directory.iterdir():
         fd = os.open(path, os.O_RDONLY)
         try:

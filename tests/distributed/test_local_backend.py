@@ -115,6 +115,9 @@ def test_the_whole_road(local: Local) -> None:
     tokens = AutoTokenizer.from_pretrained(status["export"])("Two", return_tensors="pt")
     assert model.generate(**tokens, max_new_tokens=4, do_sample=False).shape[1] > tokens["input_ids"].shape[1]
 
+    modes = {path.name: path.stat().st_mode & 0o777 for path in Path(status["export"]).iterdir()}
+    assert len(set(modes.values())) == 1, f"colleagues can read the weights as they can the config: {modes}"
+
     # The plan's checkpoint is the one on disk, within what the files themselves take; and no secret is anywhere.
     plan = json.loads((run / "plan.json").read_bytes())
     size = sum(path.stat().st_size for path in (run / "checkpoints" / "step-40").rglob("*.pt")) / 1e9

@@ -326,6 +326,42 @@ def test_one_damaged_run_does_not_hide_the_others(shell: Shell) -> None:
     assert shell("status", "torn").returncode == 1
 
 
+def test_a_relative_model_directory_is_found_from_everywhere(shell: Shell) -> None:
+    """The job does not start in the directory of its submit."""
+    shape = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    shape |= {"num_attention_heads": 4, "vocab_size": 2048, "max_position_embeddings": 2048}
+    model = shell.directory / "mymodel"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps(shape))
+    done = shell("render", "--model", "mymodel", "--data", "train.jsonl", "--backend", "slurm", "-o", "out")
+    assert done.returncode == 0, done.stderr
+    assert f'model: "{model}"' in (shell.directory / "out" / "config.yaml").read_text()
+
+
+def test_an_environment_that_cannot_train_is_refused_before_queueing(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fullft_cluster.cli import planning
+    from fullft_cluster.errors import UsageError
+
+    monkeypatch.setattr(planning, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"no torch.*fullft-cluster\[train\].*cluster profile"):
+        planning.check_environment(sys.executable)
+    planning.check_environment("/of/the/profile/bin/python")
+
+
+def test_tables_are_whole_where_they_are_piped(shell: Shell) -> None:
+    fake_slurm(shell)
+    name = shell("submit", "--model", "tiny", "--data", "train.jsonl", "--backend", "slurm").stdout.strip()
+    message = "rank 0 on node1 exited 1 at step 3: [Errno 28] No space left on device " + "x" * 90
+    line = {"attempt": 1, "cause": "crash", "decision": "requeue", "first_step": 1, "last_step": 3, "nodes": ["node1"]}
+    (shell.directory / "runs" / name / "attempts.jsonl").write_text(json.dumps({**line, "message": message}) + "\n")
+    shown = shell("status", name).stdout
+    assert message in shown
+    assert "1..3" in shown
+    assert shell("logs", name, "--attempt", "9").returncode == 2
+
+
 def test_output_that_cannot_be_written(shell: Shell) -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(

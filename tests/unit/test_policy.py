@@ -141,7 +141,7 @@ def test_workers_that_were_never_started_point_to_the_launcher() -> None:
 
 def test_nobody_saw_the_end() -> None:
     assert end(()).cause == "crash"
-    assert "vanished" in end((None,)).message
+    assert "nobody saw" in end((None,)).message
 
 
 @pytest.mark.parametrize(

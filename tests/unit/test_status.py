@@ -86,6 +86,20 @@ def test_progress(run: RunDir) -> None:
     assert status.restarts == 1
 
 
+def test_an_attempt_that_loads_shows_no_figures_of_the_one_before(run: RunDir) -> None:
+    append_line(run.metrics, {"step": 5, "loss": 1.0, "attempt": 1, "tokens_per_second": 9.0, "time": time.time()})
+    run.beat(0, 5, "train")
+    run.update_run(state="running", attempt=2, attempt_started=time.time() + 1)
+    status = read_status(run, job("RUNNING"))
+    assert (status.phase, status.step, status.tokens_per_second, status.eta_seconds) == ("load", 5, None, None)
+
+
+def test_a_cancel_under_way_is_said(run: RunDir) -> None:
+    run.update_run(state="running", attempt=1)
+    write_json(run.stop, {"reason": "cancelled"})
+    assert "stopping" in read_status(run, job("RUNNING")).reason
+
+
 def test_a_local_run_whose_supervisor_is_gone(run: RunDir) -> None:
     run.update_run(backend="local", state="running", pid=os.getpid(), host=os.uname().nodename)
     assert supervisor(run) == "gone", "a reused pid is not the supervisor"
