@@ -89,6 +89,7 @@ def submit(as_json: bool, dry_run: bool, **options: Any) -> None:
             print_json(ready.rendered)
         else:
             click.echo(ready.rendered.script, nl=False)
+        say("nothing was changed; a submit makes the run directory and has the data prepared first")
         return
     backend = backend_of(ready.job.backend)
     backend.check()
