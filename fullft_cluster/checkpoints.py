@@ -15,7 +15,6 @@ without a barrier or fsync (deepspeed/runtime/engine.py, save_checkpoint), and s
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import time
@@ -28,7 +27,7 @@ import msgspec
 
 from fullft_cluster.errors import Problem, RunFailedError
 from fullft_cluster.plan import Frozen
-from fullft_cluster.rundir import RunDir, fsync_directory, write_atomic
+from fullft_cluster.rundir import RunDir, fsync_path, write_atomic
 
 MANIFEST = "MANIFEST.json"
 COMPLETE = "COMPLETE"
@@ -128,18 +127,14 @@ def seal_files(partial: Path, files: Iterable[Path], rank: int) -> tuple[FileEnt
     paths = sorted(files)
 
     def seal(path: Path) -> FileEntry:
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        fsync_path(path)
         relative = path.relative_to(partial).as_posix()
         return FileEntry(path=relative, bytes=path.stat().st_size, sha256=file_sha256(path), rank=rank)
 
     with ThreadPoolExecutor(HASH_THREADS) as pool:
         entries = tuple(pool.map(seal, paths))
     for directory in {path.parent for path in paths}:
-        fsync_directory(directory)
+        fsync_path(directory)
     return entries
 
 
@@ -171,7 +166,7 @@ def commit(checkpoints: Path, manifest: Manifest, fence: Callable[[], None] = la
             return final
         move_aside(final, older.reason)
     partial.rename(final)
-    fsync_directory(checkpoints)
+    fsync_path(checkpoints)
     fence()
     done = _Complete(step=manifest.step, manifest_sha256=hashlib.sha256(raw).hexdigest())
     write_atomic(final / COMPLETE, msgspec.json.encode(done) + b"\n")
@@ -272,7 +267,7 @@ def move_aside(path: Path, reason: str) -> Path:
     while (target := path.with_name(f"{path.name}.bad-{number}")).exists():
         number += 1
     path.rename(target)
-    fsync_directory(path.parent)
+    fsync_path(path.parent)
     write_atomic(target / REASON, reason + "\n")
     return target
 
@@ -290,7 +285,7 @@ def retain(checkpoints: Path, limit: int, attempt: int) -> list[int]:
         target = checkpoints / f"{_DELETING}{old.path.name}"
         shutil.rmtree(target, ignore_errors=True)
         old.path.rename(target)
-        fsync_directory(checkpoints)
+        fsync_path(checkpoints)
         deleted.append(old.step)
     for path in list(checkpoints.iterdir()):
         match = _PARTIAL.match(path.name)

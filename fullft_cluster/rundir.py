@@ -17,8 +17,8 @@ from typing import Any
 from fullft_cluster.errors import Problem, RunFailedError
 
 
-def fsync_directory(path: Path) -> None:
-    """Make the names in a directory durable (a rename is not, until its directory is synced)."""
+def fsync_path(path: Path) -> None:
+    """Make a file's bytes, or a directory's names, durable (a rename is not until its directory is synced)."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -35,7 +35,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    fsync_directory(path.parent)
+    fsync_path(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

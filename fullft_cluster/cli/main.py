@@ -17,11 +17,9 @@ INTERRUPTED = 130
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fullft-cluster")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-@click.pass_context
-def cli(context: click.Context, debug: bool) -> None:
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")  # read by main(), which catches them
+def cli(debug: bool) -> None:
     """From a model size to a finished full fine-tune on a cluster: plan, render, submit, survive."""
-    context.obj = {"debug": debug}
 
 
 @cli.command()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from fullft_cluster.errors import Problem, RunFailedError
-from fullft_cluster.rundir import fsync_directory, read_json, write_json
+from fullft_cluster.rundir import fsync_path, read_json, write_json
 from fullft_cluster.train import comm
 from fullft_cluster.train.engine import Engine
 from fullft_cluster.train.setup import Job
@@ -98,12 +98,8 @@ def check(directory: Path, weights: dict[str, torch.Tensor], *, tied: bool) -> N
 
 def _make_durable(directory: Path) -> None:
     for path in directory.iterdir():
-        fd = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-    fsync_directory(directory)
+        fsync_path(path)
+    fsync_path(directory)
 
 
 def _publish(partial: Path, final: Path) -> None:
@@ -113,5 +109,5 @@ def _publish(partial: Path, final: Path) -> None:
     if final.exists():
         final.rename(older)
     partial.rename(final)
-    fsync_directory(final.parent)
+    fsync_path(final.parent)
     shutil.rmtree(older, ignore_errors=True)

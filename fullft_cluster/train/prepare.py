@@ -33,7 +33,7 @@ from fullft_cluster.config_load import read_config
 from fullft_cluster.errors import FullftError, Problem, UsageError
 from fullft_cluster.model import load_model
 from fullft_cluster.rows import read_texts
-from fullft_cluster.rundir import RunDir, fsync_directory, write_atomic, write_json
+from fullft_cluster.rundir import RunDir, fsync_path, write_atomic, write_json
 from fullft_cluster.train import data
 from fullft_cluster.train.tokenizer import load_tokenizer, tokenizer_digest
 
@@ -133,7 +133,7 @@ def _publish(work: Path, final: Path) -> None:
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
-    fsync_directory(final.parent)
+    fsync_path(final.parent)
 
 
 def fetch_weights(config: Config) -> None:
