@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from fullft_cluster.errors import UsageError
-from fullft_cluster.hardware import clusters, gpus, load_cluster, load_gpu
+from fullft_cluster.hardware import clusters, gpus, gpus_named, load_cluster, load_gpu, plain_gpu_name
 
 
 def test_shipped_profiles():
@@ -25,8 +26,78 @@ def test_shipped_profiles():
 def test_a_gpu_has_less_memory_than_its_name_says():
     assert load_gpu("a100-80gb").memory_gib == pytest.approx(79.2, abs=0.2)
     assert 38 < (load_gpu("a100-40gb").memory_gib or 0) < 40
+    for name, gpu in gpus().items():
+        promised = re.search(r"(\d+)gb", name)
+        if promised:
+            assert 0.85 * int(promised[1]) < (gpu.memory_gib or 0) < int(promised[1])
+        else:
+            assert name == "cpu"
+
+
+def test_each_figure_has_its_source():
     for gpu in gpus().values():
-        assert gpu.memory_source and gpu.peak_source and gpu.utilisation_source
+        for source in (gpu.memory_source, gpu.peak_source, gpu.memory_bandwidth_source, gpu.host_source):
+            assert len(source) > 10
+    published = {
+        "a100-80gb": (312, 2039),
+        "h100-80gb": (989, 3350),
+        "h200-141gb": (989, 4800),
+        "l40s-48gb": (362, 864),
+        "a6000-48gb": (154.8, 768),
+        "a10g-24gb": (70, 600),
+        "rtx-4090-24gb": (165.2, 1008),
+    }
+    for name, figures in published.items():
+        assert (load_gpu(name).peak_tflops, load_gpu(name).memory_gb_per_second) == figures
+    assert [gpu.name for gpu in gpus().values() if not gpu.bf16] == ["v100-32gb"]
+
+
+@pytest.mark.parametrize(
+    ("label", "names"),
+    [
+        ("a100", ["a100-40gb", "a100-80gb"]),
+        ("nvidia_a100-sxm4-80gb", ["a100-80gb"]),
+        ("NVIDIA-A100-SXM4-80GB-SHARED", ["a100-80gb"]),
+        ("NVIDIA-A100-SXM4-40GB", ["a100-40gb"]),
+        ("A100-PCIE-40GB", ["a100-40gb"]),
+        ("NVIDIA-A100-80GB-PCIe", ["a100-80gb-pcie"]),
+        ("NVIDIA-H100-80GB-HBM3", ["h100-80gb"]),
+        ("nvidia_h100_nvl", ["h100-nvl-94gb"]),
+        ("NVIDIA-H100-PCIe", ["h100-80gb-pcie"]),
+        ("NVIDIA-H200", ["h200-141gb"]),
+        ("NVIDIA-GH200-480GB", ["gh200-96gb"]),
+        ("NVIDIA-L40S", ["l40s-48gb"]),
+        ("l40", ["l40-48gb"]),
+        ("NVIDIA-A10G", ["a10g-24gb"]),
+        ("Tesla-V100-SXM2-32GB", ["v100-32gb"]),
+        ("NVIDIA-GeForce-RTX-4090", ["rtx-4090-24gb"]),
+        ("NVIDIA RTX A6000", ["a6000-48gb"]),
+        ("rtx_6000_ada_generation", ["rtx-6000-ada-48gb"]),
+        ("a40-48gb", ["a40-48gb"]),
+        ("Tesla-V100-SXM2-16GB", []),
+        ("A100-SXM4-64GB", []),
+        ("a100_3g.20gb", []),
+        ("NVIDIA-A100-SXM4-40GB-MIG-3g.20gb", []),
+        ("cpu", []),
+        ("", []),
+    ],
+)
+def test_schedulers_names_of_gpus(label: str, names: list[str]):
+    assert [gpu.name for gpu in gpus_named(label)] == names
+
+
+def test_memory_tells_apart_what_a_name_does_not():
+    assert [gpu.name for gpu in gpus_named("a100", 81920 / 1024)] == ["a100-80gb"]
+    assert [gpu.name for gpu in gpus_named("a100", 40960 / 1024)] == ["a100-40gb"]
+    assert gpus_named("v100", 16384 / 1024) == []
+
+
+def test_schedulers_names_in_the_table_are_plain_and_no_other_gpus_own():
+    table = gpus()
+    for gpu in table.values():
+        for name in gpu.scheduler_names:
+            assert plain_gpu_name(name) == name
+            assert name == gpu.name or name not in table
 
 
 def test_every_error_of_a_profile_at_once(tmp_path: Path):
