@@ -91,18 +91,16 @@ class Cluster(Frozen, frozen=True, kw_only=True):
 def gpus() -> Mapping[str, Gpu]:
     """Return the table of GPUs by name. Raises UsageError when configs/gpus.yaml is wrong."""
     located = yaml_struct.load_yaml(share("configs") / "gpus.yaml")
+    rows = {name: {"name": name, **located.section(name).data} for name in located.data}
+    try:  # The table as a whole takes a tenth of the time of checking it leaf by leaf, and it ships.
+        if not located.problems:
+            return MappingProxyType(msgspec.convert(rows, type=dict[str, Gpu]))
+    except msgspec.ValidationError:
+        pass
     problems = list(located.problems)
-    table: dict[str, Gpu] = {}
-    for name in located.data:
-        entry = located.section(name)
-        data = {"name": name, **entry.data}
-        found = yaml_struct.check(Gpu, data, entry.where)
-        problems += found
-        if not found:
-            table[name] = yaml_struct.convert(Gpu, data)
-    if problems:
-        raise UsageError(problems)
-    return MappingProxyType(table)
+    for name, row in rows.items():
+        problems += yaml_struct.check(Gpu, row, located.section(name).where)
+    raise UsageError(problems)
 
 
 def load_gpu(name: str) -> Gpu:

@@ -157,3 +157,18 @@ config: {slurm: {partition: gpu}}
     cluster = load_cluster(str(path))
     assert (cluster.name, cluster.setup, cluster.env) == ("mine", ("module load cuda",), {})
     assert cluster.config == {"slurm": {"partition": "gpu"}}
+
+
+def test_a_wrong_table_of_gpus_is_told_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "gpus.yaml").write_text("mine:\n  memory_gib: .nan\n  peak: 3\nother: 4\n")
+    monkeypatch.setattr("fullft_cluster.hardware.share", lambda _: tmp_path)
+    gpus.cache_clear()
+    try:
+        with pytest.raises(UsageError) as error:
+            gpus()
+    finally:
+        gpus.cache_clear()
+    text = str(error.value)
+    assert "gpus.yaml:2: memory_gib: nan is not a number" in text
+    assert "gpus.yaml:3: peak: unknown key" in text
+    assert "peak_tflops: is missing" in text
