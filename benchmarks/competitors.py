@@ -1,8 +1,8 @@
 """What other planners say: their formulas re-stated, each with its source and what it leaves out.
 
-Re-stated and not called, as two of them need a Hub id and the network, and one a model object in memory. A test compares the
-first with the DeepSpeed that is installed. All amounts in bytes; every tool is used to its own advantage: with the model's
-true sizes, and with what it knows of ZeRO and offload.
+Re-stated and not called, as two of them need a Hub id and the network, and one a model object in memory. A test
+compares the first and the last with what is installed. All amounts in bytes; every tool is used to its own advantage:
+with the model's true sizes, and with what it knows of ZeRO and offload.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def largest_module(model: ModelSpec) -> int:
 def deepspeed_gpu(case: Case) -> int:
     """Return the ``per GPU`` of estimate_zero{2,3}_model_states_mem_needs.
 
-    ZeRO-3: ``4 l + 18 P/N``, ``4 l + 2 P/N`` with the optimizer offloaded, ``4 l`` with the parameters too, l the largest
-    layer; ZeRO-2: ``2 P + 18 P/N``, ``2 P``.
+    ZeRO-3: ``4 l + 18 P/N``, ``4 l + 2 P/N`` with the optimizer offloaded, ``4 l`` with the parameters too, l the
+    largest layer; ZeRO-2: ``2 P + 18 P/N``, ``2 P``.
     """
     parameters, layer = case.model.parameters, 4 * largest_module(case.model)
     if case.zero_stage == 3:
@@ -86,8 +86,8 @@ ELEUTHER_MAX_LIVE = 1_000_000_000
 def eleuther_gpu(case: Case) -> int:
     """Return the ``Per-GPU Memory Required for Training`` of calc_transformer_mem.py with its other defaults.
 
-    ``sbhL 34`` with recomputation and ``sbhL (34 + 5 a s/h)`` without: recomputation drops only the attention matrix, and
-    there is no FlashAttention. Gradients are 4 B a parameter, buckets are two of its arguments' defaults.
+    ``sbhL 34`` with recomputation and ``sbhL (34 + 5 a s/h)`` without: recomputation drops only the attention matrix,
+    and there is no FlashAttention. Gradients are 4 B a parameter, buckets are two of its arguments' defaults.
     """
     model, h, layers = case.model, case.model.hidden_size, case.model.num_hidden_layers
     mlp = (3 if model.gated_mlp else 2) * layers * h * model.intermediate_size
@@ -108,8 +108,8 @@ def llm_analysis_gpu(case: Case) -> int:
     """Return ``(weight+op_state+grad+act)_memory_per_gpu`` of llm-analysis with full or no recomputation.
 
     18 B a parameter of its own count (MLPs of two matrices of 4h, as its shipped LLaMA configurations have, tied
-    embeddings), sharded by stage; ``2 sbhL`` with recomputation, else ``sbhL 41 + 8 a s b L``; the logits once in bf16, at
-    micro-batch 1 twice (it adds them to the memory of one sample, and to that of the micro-batch, which it takes for it).
+    embeddings), sharded by stage; ``2 sbhL`` with recomputation, else ``sbhL 41 + 8 a s b L``; the logits once in bf16,
+    at micro-batch 1 twice (it adds them to one sample's memory, and then to the micro-batch's, which is the same).
     """
     model, h, layers = case.model, case.model.hidden_size, case.model.num_hidden_layers
     heads, tokens = model.num_attention_heads, case.tokens
@@ -130,8 +130,8 @@ def llm_analysis_gpu(case: Case) -> int:
 def bekman_gpu(case: Case) -> int:
     """Return 18 B a parameter, sharded by stage: 6 for weights in two precisions, 8 for AdamW, 4 for gradients.
 
-    "Plus activation memory and temp memory", for which the book gives no formula, nor one for offload: its figure is the
-    same with it.
+    "Plus activation memory and temp memory", for which the book gives no formula, nor one for offload: its figure is
+    the same with it.
     """
     parameters, gpus = case.model.parameters, case.gpus
     weights = 2 * parameters / (gpus if case.zero_stage == 3 else 1)
