@@ -129,9 +129,12 @@ def test_unknown_models(ref: str, message: str):
 @pytest.mark.parametrize(
     ("changes", "messages"),
     [
-        ({"model_type": "bert"}, ["model_type 'bert' is not a supported decoder-only model. Give a model of"]),
+        ({"model_type": "bert"}, ["c: is of an encoder (bert), which generates no text. Give a dense decoder-only"]),
         ({"model_type": None}, ["has no model_type"]),
-        ({"model_type": ["llama"]}, ["is not a supported"]),
+        (
+            {"model_type": ["llama"]},
+            ["model_type ['llama'] is not supported. Give a dense decoder-only model of one of"],
+        ),
         ({"hidden_size": None, "vocab_size": None}, ["c: hidden_size: is missing", "c: vocab_size: is missing"]),
         ({"hidden_size": -1, "num_hidden_layers": "2"}, ["c: hidden_size: -1 is not", "c: num_hidden_layers: '2' is"]),
         ({"hidden_size": 10**9}, ["c: hidden_size: 1000000000 is not a whole number, 1 to 10000000"]),
