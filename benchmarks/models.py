@@ -6,6 +6,8 @@ from fullft_cluster.model_shape import ModelSpec
 
 MPT_SIZES = {
     # n_layers, d_model, n_heads of scripts/train/yamls/mpt/ in https://github.com/mosaicml/llm-foundry
+    "1b": (24, 2048, 16),
+    "3b": (32, 2560, 20),
     "7b": (32, 4096, 32),
     "13b": (40, 5120, 40),
     "30b": (48, 7168, 56),
@@ -14,7 +16,7 @@ MPT_SIZES = {
 
 
 def mpt_spec(size: str, seq_len: int) -> ModelSpec:
-    """Return the model that LLM-foundry's benchmarks ran: `size` is 7b, 13b, 30b or 70b.
+    """Return the model that LLM-foundry's benchmarks ran: `size` is 1b, 3b, 7b, 13b, 30b or 70b.
 
     GELU MLP of 4 x d_model, LayerNorm and all linear layers with biases, tied embeddings of 50,368 rows, learned
     positions for the sequence length of the run (MPTConfig's defaults in llmfoundry/models/mpt/configuration_mpt.py).
