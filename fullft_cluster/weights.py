@@ -1,25 +1,21 @@
-"""Says before anything is queued whether the weights can be found. No hub library: files are looked at, and at a
-submit the hub is asked over HTTP.
-"""
+"""Says before anything is queued whether the weights can be found, here or (asked at a submit) on the hub."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from fullft_cluster.errors import Problem, UsageError
-from fullft_cluster.hub_cache import hub_cache, hub_home, snapshots
+from fullft_cluster.hub import HUB_ID, HubRefusalError, ask, is_offline
+from fullft_cluster.hub_cache import hub_cache, snapshots
 from fullft_cluster.model import ModelSpec, differences, read_hf_config
 from fullft_cluster.plan import Frozen
 
 RANDOM = "random"
-HUB_TIMEOUT_SECONDS = 3.0
 MOST_INDEX_BYTES = 1 << 26
 """No index of shards is larger; that of a 65B model is under 100 kB."""
-_HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _WEIGHT_FILES = (
     # In the order in which from_pretrained looks (transformers, modeling_utils.py, `_get_resolved_checkpoint_files`).
     "model.safetensors",
@@ -62,7 +58,7 @@ def find_weights(
         return Weights(ref=RANDOM, kind="random")
     try:
         path = Path(ref).expanduser()
-        if path.exists() or not _HUB_ID.fullmatch(ref):
+        if path.exists() or not HUB_ID.fullmatch(ref):
             return _local(path, tokenizer)
     except (OSError, RuntimeError) as error:  # a name too long, a directory that is closed to us, an unknown ~user
         said = getattr(error, "strerror", None) or str(error)
@@ -148,91 +144,21 @@ def _cached_or_on_hub(ref: str, tokenizer: str | None, environ: Mapping[str, str
     mend = (
         f"Run `hf download {ref}` where there is internet (HF_HOME on the shared file system), or give --weights PATH."
     )
-    if environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+    if is_offline(environ):
         raise UsageError(Problem("weights", f"{ref} is {absent}, and HF_HUB_OFFLINE is set", mend))
     if not ask_hub:
         return Weights(ref=ref, kind="hub", note=f"{absent}; a submit asks the hub")
+    name = ""
     try:
         for name in ("config.json", *(() if tokenizer else ("tokenizer.json",))):
-            _ask_hub(f"{ref}/resolve/main/{name}", environ)
-    except _HubRefusalError as refusal:
-        raise UsageError(Problem("weights", f"{ref} {refusal}", f"{mend}{refusal.hint}")) from None
+            ask(f"{ref}/resolve/main/{name}", environ)
+    except HubRefusalError as refusal:
+        if refusal.code == 404 and name == "tokenizer.json":  # config.json was there
+            fix = f"{mend} Training takes fast tokenizers: {_CONVERT}."
+            raise UsageError(Problem("weights", f"{ref} on the hub has no {name}", fix)) from None
+        raise UsageError(Problem("weights", f"{ref} {refusal}", mend)) from None
     except (OSError, ValueError):
         raise UsageError(
             Problem("weights", f"{ref} is {absent}, and the hub cannot be reached from here", mend)
         ) from None
     return Weights(ref=ref, kind="hub", note=f"{absent}: the preparation downloads it, so its node needs internet")
-
-
-# --- on the hub
-
-
-class _HubRefusalError(Exception):
-    """The hub answers, but not with the file. Its text goes on from the model's name."""
-
-    def __init__(self, code: int, path: str) -> None:
-        meanings = {401: "needs a login (HF_TOKEN)", 403: "is not open to you (accept its licence, set HF_TOKEN)"}
-        said = meanings.get(code, "does not exist" if code == 404 else f"answers {code}")
-        name = path.rpartition("/")[2]
-        no_tokenizer = code == 404 and name == "tokenizer.json"  # config.json was there
-        self.hint = f" Training takes fast tokenizers: {_CONVERT}." if no_tokenizer else ""
-        super().__init__(f"on the hub has no {name}" if no_tokenizer else f"on the hub {said}")
-
-
-def _ask_hub(path: str, environ: Mapping[str, str]) -> None:
-    """Ask the hub for the head of a file.
-
-    Raises _HubRefusalError when it has none for us, OSError or ValueError when it is out of reach, and UsageError for
-    an address or token that is none.
-    """
-    import http.client
-    import urllib.error
-    import urllib.request
-
-    url = f"{_endpoint(environ)}/{path}"
-    try:
-        request = urllib.request.Request(url, method="HEAD")
-        if token := _token(environ):
-            request.add_unredirected_header("Authorization", f"Bearer {token}")
-        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_SECONDS):
-            return
-    except urllib.error.HTTPError as error:
-        raise _HubRefusalError(error.code, path) from None
-    except http.client.HTTPException:  # an answer that is not HTTP
-        raise ValueError("no HTTP") from None
-
-
-def _endpoint(environ: Mapping[str, str]) -> str:
-    """Return the hub's address. Raises UsageError for one that is none; it is not shown, as it may hold a password."""
-    import urllib.parse
-
-    address = environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    try:
-        parts = urllib.parse.urlsplit(address)
-        sound = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number, an IPv6 address without its bracket
-        sound = False
-    if not sound or not address.isascii() or any(char <= " " or char == "\x7f" for char in address):
-        fix = "Unset it, or write it as https://HOST."
-        raise UsageError(Problem("HF_ENDPOINT", "is not the address of a hub", fix))
-    return address
-
-
-def _token(environ: Mapping[str, str]) -> str | None:
-    """Return the token as the hub's library finds it: the variable, else the file that `hf auth login` writes.
-
-    Raises UsageError, without showing it, for one that is no token.
-    https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables#hftoken
-    """
-    token, where = environ.get("HF_TOKEN", ""), "HF_TOKEN"
-    if not token.strip():
-        path = Path(environ.get("HF_TOKEN_PATH") or hub_home(environ) / "token")
-        try:
-            with path.expanduser().open("rb") as file:
-                token, where = file.read(4096).decode("latin-1"), str(path)
-        except (OSError, ValueError, RuntimeError):
-            return None
-    token = token.strip()
-    if not all("!" <= char <= "~" for char in token):
-        raise UsageError(Problem(where, "holds characters that no token has", "Log in again: `hf auth login`."))
-    return token or None

@@ -23,6 +23,10 @@ def test_mpt_models_have_the_parameters_of_every_published_run():
         assert mpt_spec(row["model"], int(row["seq_len"])).parameters == int(row["parameters"])
 
 
-def test_other_sizes_are_unknown():
-    with pytest.raises(KeyError):
-        mpt_spec("1b", 2048)
+@pytest.mark.parametrize(
+    ("size", "seq_len", "parameters"),
+    # https://github.com/mosaicml/llm-foundry/blob/main/scripts/train/benchmarking/README.md
+    [("1b", 512, 1312804864), ("1b", 2048, 1315950592), ("3b", 512, 2647905280), ("3b", 2048, 2651837440)],
+)
+def test_the_small_mpt_models_too(size: str, seq_len: int, parameters: int):
+    assert mpt_spec(size, seq_len).parameters == parameters
