@@ -66,7 +66,7 @@ def plain_lines(plan: Plan, explain: bool) -> list[str]:
     one, memory = noun(plan.gpu), plan.memory
     facts = [*decision(plan), (f"memory a {one}", peak_words(memory.gpu)), *_peaks(memory.gpu, f"a {one}")]
     facts += [("host memory a node", peak_words(memory.host)), *_peaks(memory.host, "host")]
-    facts += [*forecast(plan), *storage(plan)]
+    facts += _forecast(plan)
     for option in plan.options:
         said = verdict(option)
         facts.append(("option", option_words(option, plan) + (f" ({said})" if said else "")))
@@ -74,6 +74,10 @@ def plain_lines(plan: Plan, explain: bool) -> list[str]:
     column = max(len(name) for name, _ in facts) + 1
     lines = [f"{name:<{column}} {printable(value)}" for name, value in facts]
     return lines + ([line for quantity in plan.quantities for line in _quantity(quantity)] if explain else [])
+
+
+def _forecast(plan: Plan) -> list[Fact]:
+    return [*forecast(plan), ("forecast from", plan.time.basis), *storage(plan)]
 
 
 def _peaks(peaks: Peaks, where: str) -> Iterator[Fact]:
@@ -107,7 +111,7 @@ def terminal_lines(plan: Plan, width: int, *, colour: bool, explain: bool) -> It
     yield from _wrapped(f"Host memory a node: {peak_words(plan.memory.host)}", width, style="bold")
     yield from _host(plan.memory.host, width)
     yield []
-    yield from _facts([*forecast(plan), *storage(plan)], width)
+    yield from _facts(_forecast(plan), width)
     yield []
     yield from _options(plan, width)
     yield []

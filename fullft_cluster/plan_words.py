@@ -146,7 +146,6 @@ def forecast(plan: Plan) -> list[Fact]:
         if time.cost is not None:
             price = time.cost.expected / time.gpu_hours.expected if time.gpu_hours.expected else 0.0
             facts.append(("cost", f"{figure_range(time.cost)}, at {price:.4g} a {one}-hour"))
-    facts.append(("forecast from", time.basis))
     return facts
 
 
