@@ -94,7 +94,6 @@ def spec_from_config(config: Mapping[str, Any], name: str, where: str) -> ModelS
         problems += _contradictions(values, where)
     if problems:
         raise UsageError(problems)
-    values |= {key: int(values[key]) for key in _SIZES}  # 4096.0 is a whole number in JSON
     spec = ModelSpec(name=name, model_type=model_type, hf_config=dict(config), **values)
     if spec.parameters > MOST_PARAMETERS:
         what = f"these sizes make {spec.parameters:.3g} parameters, more than any model has"

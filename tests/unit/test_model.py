@@ -59,6 +59,11 @@ def test_no_preset_holds_a_parameter_count():
         {"model_type": "mistral", "num_key_value_heads": 2},
         {"model_type": "qwen2", "num_key_value_heads": 2, "tie_word_embeddings": True},
         {"model_type": "qwen2", "num_key_value_heads": 4, "tie_word_embeddings": False},
+        {"model_type": "qwen3", "num_key_value_heads": 2},
+        {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 32, "attention_bias": True, "mlp_bias": True},
+        {"model_type": "phi3", "num_key_value_heads": 2, "pad_token_id": 0},
+        {"model_type": "phi3", "attention_bias": True, "pad_token_id": 0, "tie_word_embeddings": True},
+        {"model_type": "mistral", "num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True},
         "7b",
         "65b",
         "tiny",
@@ -143,6 +148,25 @@ def test_unknown_models(ref: str, message: str):
         ({"num_key_value_heads": 3}, ["3 does not divide the 4 attention heads"]),
         ({"tie_word_embeddings": "yes"}, ["tie_word_embeddings: 'yes' is not true or false"]),
         ({"quantization_config": {"bits": 4}}, ["quantised"]),
+        ({"hidden_size": 10**12}, ["hidden_size: 1000000000000 is not a whole number, 1 to 10000000"]),
+        ({"hidden_size": 1e400}, ["hidden_size: inf is not a number to compute with"]),
+        ({"hidden_size": 64.0}, ["hidden_size: 64.0 is not a whole number"]),
+        ({"vocab_size": "300"}, ["vocab_size: '300' is not a whole number"]),
+        ({"num_hidden_layers": True}, ["num_hidden_layers: true is not a whole number"]),
+        ({"num_hidden_layers": [2]}, ["num_hidden_layers: [2] is not a whole number"]),
+        (
+            {"hidden_size": 10**6, "num_attention_heads": 10, "num_hidden_layers": 10**6},
+            ["c: these sizes make", "parameters, more than any model has. Check hidden_size"],
+        ),
+        ({"model_type": "gemma2"}, ["c: model_type 'gemma2' is not supported. Give a dense decoder-only model of one"]),
+        ({"model_type": "t5", "is_encoder_decoder": True}, ["c: is of an encoder-decoder (t5)"]),
+        ({"model_type": "mixtral", "num_local_experts": 8}, ["c: is of a mixture of experts (num_local_experts 8)"]),
+        ({"model_type": "qwen3_moe"}, ["c: is of a mixture of experts (qwen3_moe)"]),
+        ({"num_local_experts": 4, "hidden_size": 0}, ["mixture of experts", "hidden_size: 0 is not"]),
+        (
+            {"model_type": "mllama", "vision_config": {}, "text_config": {}, "quantization_config": {"bits": 4}},
+            ["c: is of a model of several parts (text_config, vision_config), such as text and vision", "quantised"],
+        ),
     ],
 )
 def test_configs_that_are_no_supported_model(changes: dict[str, Any], messages: list[str]):
@@ -199,3 +223,32 @@ def test_a_cache_without_refs_has_its_snapshot_all_the_same(tmp_path: Path, monk
     (snapshot / "config.json").write_text(json.dumps(LLAMA))
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     assert load_model("org/name").hidden_size == LLAMA["hidden_size"]
+
+
+@pytest.mark.parametrize(
+    ("rope", "positions"),
+    [
+        (None, 2048),
+        ({"rope_type": "default"}, 2048),
+        ({"type": "linear", "factor": 4.0}, 8192),
+        ({"rope_type": "dynamic", "factor": 2}, 4096),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}, 4096),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 512}, 2048),
+        ({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 1024}, 2048),
+        ({"rope_type": "longrope", "factor": 8.0}, 2048),
+        ({"rope_type": "linear", "factor": "4"}, 2048),
+        ({"rope_type": "linear", "factor": float("inf")}, 2048),
+        ({"rope_type": ["linear"], "factor": 2}, 2048),
+        ("linear", 2048),
+    ],
+)
+def test_the_longest_sequence_counts_scaled_positions(rope: Any, positions: int):
+    for key in ("rope_scaling", "rope_parameters"):
+        spec = spec_from_config({**LLAMA, "max_position_embeddings": 2048, key: rope}, "m", "c")
+        assert spec.longest_sequence == positions
+
+
+def test_a_directory_with_an_adapter(tmp_path: Path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UsageError, match="holds an adapter, not a model"):
+        load_model(str(tmp_path))
