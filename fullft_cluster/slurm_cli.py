@@ -48,12 +48,14 @@ def _ignore_term() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def call(command: Sequence[str], *, cwd: Path | None = None, shielded: bool = False) -> str:
+def call(
+    command: Sequence[str], *, cwd: Path | None = None, shielded: bool = False, timeout_seconds: float = TIMEOUT_SECONDS
+) -> str:
     """Run one of SLURM's commands and return its stdout.
 
     ``shielded``: it goes on when SLURM ends the job that it runs in. `scontrol requeue` of its own job is sent SIGTERM
     with the whole batch step, often before it has its answer.
-    Raises SchedulerError in the command's own words when it is missing, fails or does not answer within a minute.
+    Raises SchedulerError in the command's own words when it is missing, fails or does not answer in time.
     """
     if shutil.which(command[0]) is None:
         raise SchedulerError(
@@ -69,13 +71,14 @@ def call(command: Sequence[str], *, cwd: Path | None = None, shielded: bool = Fa
             cwd=cwd,
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_SECONDS,
+            errors="replace",  # a node's Reason is any bytes that an operator typed
+            timeout=timeout_seconds,
             check=False,
             preexec_fn=_ignore_term if shielded else None,  # the supervisor has one thread
         )
     except subprocess.TimeoutExpired:
         raise SchedulerError(
-            Problem(command[0], f"no answer within {TIMEOUT_SECONDS} s", "Is slurmctld up? Try `scontrol ping`.")
+            Problem(command[0], f"no answer within {timeout_seconds:.0f} s", "Is slurmctld up? Try `scontrol ping`.")
         ) from None
     if done.returncode != 0:
         words = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
@@ -83,10 +86,10 @@ def call(command: Sequence[str], *, cwd: Path | None = None, shielded: bool = Fa
     return done.stdout
 
 
-def try_call(command: Sequence[str], *, shielded: bool = False) -> str | None:
+def try_call(command: Sequence[str], *, shielded: bool = False, timeout_seconds: float = TIMEOUT_SECONDS) -> str | None:
     """Return the stdout, or None when the command is missing or fails: for questions whose answer is optional."""
     try:
-        return call(command, shielded=shielded)
+        return call(command, shielded=shielded, timeout_seconds=timeout_seconds)
     except SchedulerError:
         return None
 

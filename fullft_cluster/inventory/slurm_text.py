@@ -16,6 +16,7 @@ from fullft_cluster.units import slurm_time_seconds
 
 _NOTHING = frozenset({"", "(null)", "N/A", "None", "NONE"})
 _ALL = frozenset({*_NOTHING, "ALL"})
+_NONE = ("No nodes in the system", "No partitions in the system")
 _NO_LIMIT = frozenset({*_NOTHING, "UNLIMITED", "INFINITE"})
 
 
@@ -41,7 +42,7 @@ def nodes(text: str, where: str = "scontrol show node") -> Iterator[Node]:
     """Yield the nodes of ``scontrol show node -o``. Raises UsageError for a line that is not one."""
     for line in map(str.strip, text.splitlines()):
         name = field(line, "NodeName")
-        if not line or line.startswith("PartitionName="):
+        if not line or line.startswith("PartitionName=") or line in _NONE:
             continue
         if not name:
             what = f"{line[:60]!r} is not a line of `scontrol show node -o`"
