@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from fullft_cluster.plan import Frozen, Offload, Precision
+from fullft_cluster.plan import Engine, Frozen, Objective, Offload, Precision, ZeroStage
 
 MOST = 2**31 - 1
 """Of any count: what SLURM, torch and a JSON reader all hold; a number beyond is a slip of the keyboard."""
@@ -65,9 +65,23 @@ class ResourcesConfig(Frozen, frozen=True):
     micro_batch_size: Positive | None = None
     """Sequences a GPU computes at once; default the largest that fits, up to 16,384 tokens (4,096 on CPUs)."""
     activation_checkpointing: bool | None = None
-    """Recompute activations in the backward pass; default on for GPUs, off for CPUs."""
-    offload: Offload = "none"
-    """`optimizer` keeps optimizer states in host memory: fewer GPUs, slower steps."""
+    """Recompute activations in the backward pass; default what is fastest of what fits, and off for CPUs."""
+    offload: Offload | None = None
+    """`optimizer` keeps optimizer states in host memory, `parameters` the parameters too: fewer GPUs, slower steps.
+    Default `none`, and more only where nothing else fits."""
+    engine: Engine = "deepspeed"
+    """`deepspeed` (ZeRO), or `fsdp` (full shard; planned for, not run yet)."""
+    zero_stage: ZeroStage | None = None
+    """What is sharded over the GPUs: 1 optimizer states, 2 gradients too, 3 parameters too; default 3, and what is best of
+    2 and 3 where the objective or a deadline asks for speed or cost."""
+    hpz: bool = False
+    """ZeRO++ hpZ: a second copy of the parameters within each node spares gathering them between nodes (ZeRO-3)."""
+    objective: Objective = "fewest-gpus"
+    """What is best among the plans that fit: `fewest-gpus`, `least-cost` (GPU-hours), or `fastest`."""
+    deadline: str | None = None
+    """The run has to end within this time: `24h`, `90m`, `3d`, or as SLURM writes it, `1-12:00:00`."""
+    price_per_gpu_hour: Annotated[float, Meta(gt=0, le=10**4)] | None = None
+    """For the cost; default the cluster profile's."""
 
 
 class OutputConfig(Frozen, frozen=True):
@@ -92,8 +106,9 @@ class SlurmConfig(Frozen, frozen=True):
     constraint: str | None = None
     reservation: str | None = None
     exclude: str | None = None
-    time: str = "24:00:00"
-    """Time limit of one attempt; a longer run is requeued and goes on."""
+    time: str | None = None
+    """Time limit of one attempt; a longer run is requeued and goes on. Default from the forecast, within the partition's
+    limit where an inventory knows it; 24:00:00 where nothing is known."""
     gpus_per_node: str | None = None
     """sbatch --gpus-per-node; default `TYPE:COUNT` with the cluster profile's type and the plan's count."""
     cpus_per_task: Machines | None = None
@@ -126,6 +141,8 @@ class Config(Frozen, frozen=True):
     """A local path, a hub id, or `random`; default the hub id (or `random`) that the preset names."""
     cluster: str | None = None
     """A cluster profile: a name in configs/clusters or a path; default a100-80gb, and `local` on --backend local."""
+    inventory: str | None = None
+    """Plan on nodes that exist: `slurm` or `kubernetes` asks for them, or the path of a file that `inventory --json` made."""
     backend: Literal["local", "slurm"] | None = None
     name: str | None = None
     """Name of the run; default made of model and data."""

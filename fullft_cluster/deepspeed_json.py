@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from fullft_cluster.hardware import CPU
-from fullft_cluster.plan import Offload, Plan
+from fullft_cluster.plan import Offload, Plan, ZeroStage
 
 REUSE_DISTANCE = 10**9
 """DeepSpeed's default of stage3_max_live_parameters and stage3_max_reuse_distance, in parameters."""
@@ -22,8 +22,14 @@ parameter on top of everything else, 1.1 GiB here where DeepSpeed's default of 1
 """
 
 
-def zero_optimization(hidden_size: int, gpu: str, offload: Offload) -> dict[str, Any]:
-    """Return the ``zero_optimization`` block for ZeRO-3.
+REDUCE_BUCKET_ELEMENTS = 5 * 10**7
+"""Gradients that ZeRO-1 and 2 reduce at a time. DeepSpeed's default is 5e8: 0.9 GiB, twice where it overlaps."""
+
+
+def zero_optimization(
+    hidden_size: int, gpu: str, offload: Offload, stage: ZeroStage = 3, hpz: int = 1
+) -> dict[str, Any]:
+    """Return the ``zero_optimization`` block; ``hpz`` is the number of GPUs that share a second copy of the parameters.
 
     Buckets follow the hidden size as in transformers' "auto" values (integrations/deepspeed.py,
     `trainer_config_finalize`): h*h elements to reduce at a time, 0.9*h*h to prefetch, tensors below 10*h kept whole.
@@ -31,21 +37,26 @@ def zero_optimization(hidden_size: int, gpu: str, offload: Offload) -> dict[str,
     overlapping is off there, because a gloo thread that outlives the interpreter aborts the process at its end.
     """
     on_cpu = gpu == CPU
-    zero: dict[str, Any] = {
-        "stage": 3,
-        "overlap_comm": not on_cpu,
-        "contiguous_gradients": True,
-        "reduce_bucket_size": hidden_size * hidden_size,
-        "stage3_prefetch_bucket_size": hidden_size * hidden_size * 9 // 10,
-        "stage3_param_persistence_threshold": 0 if on_cpu else 10 * hidden_size,
-        "stage3_max_live_parameters": REUSE_DISTANCE,
-        "stage3_max_reuse_distance": 0 if on_cpu else REUSE_DISTANCE,
-        "sub_group_size": SUB_GROUP_SIZE,
-        # The export gathers the weights on rank 0.
-        "stage3_gather_16bit_weights_on_model_save": True,
-    }
-    if offload == "optimizer":
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": not on_cpu, "contiguous_gradients": True}
+    if stage == 3:
+        zero |= {
+            "reduce_bucket_size": hidden_size * hidden_size,
+            "stage3_prefetch_bucket_size": hidden_size * hidden_size * 9 // 10,
+            "stage3_param_persistence_threshold": 0 if on_cpu else 10 * hidden_size,
+            "stage3_max_live_parameters": REUSE_DISTANCE,
+            "stage3_max_reuse_distance": 0 if on_cpu else REUSE_DISTANCE,
+            "sub_group_size": SUB_GROUP_SIZE,
+            # The export gathers the weights on rank 0.
+            "stage3_gather_16bit_weights_on_model_save": True,
+        }
+    else:
+        zero |= {"reduce_bucket_size": REDUCE_BUCKET_ELEMENTS, "allgather_bucket_size": REDUCE_BUCKET_ELEMENTS}
+    if hpz > 1:
+        zero["zero_hpz_partition_size"] = hpz
+    if offload != "none":
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": not on_cpu}
+    if offload == "parameters":
+        zero["offload_param"] = {"device": "cpu", "pin_memory": not on_cpu}
     return zero
 
 
@@ -79,7 +90,9 @@ def deepspeed_json(plan: Plan) -> dict[str, Any]:
         "gradient_clipping": plan.max_grad_norm,
         # Neither bf16 nor fp16 is fp32.
         "bf16": {"enabled": plan.precision == "bf16"},
-        "zero_optimization": zero_optimization(plan.model.hidden_size, plan.gpu, plan.offload),
+        "zero_optimization": zero_optimization(
+            plan.model.hidden_size, plan.gpu, plan.offload, plan.zero_stage, plan.gpus_per_node if plan.hpz else 1
+        ),
         "optimizer": _optimizer(plan),
         # Progress is told by metrics.jsonl.
         "steps_per_print": 10**9,

@@ -8,7 +8,12 @@ import msgspec
 
 Origin = Literal["given", "derived", "default", "measured"]
 Precision = Literal["bf16", "fp32"]
-Offload = Literal["none", "optimizer"]
+Offload = Literal["none", "optimizer", "parameters"]
+"""What lives in host memory: nothing, the optimizer's states, or the optimizer's states and the parameters."""
+Engine = Literal["deepspeed", "fsdp"]
+ZeroStage = Literal[1, 2, 3]
+Objective = Literal["fewest-gpus", "least-cost", "fastest"]
+PhaseName = Literal["load", "forward", "backward", "optimizer_step", "save", "resume"]
 
 
 class Frozen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,44 +44,120 @@ class PlannedModel(Frozen, frozen=True):
     vocab_size: int
 
 
-class GpuMemory(Frozen, frozen=True):
-    """Peak memory of one GPU, in GiB. ``expected_gib`` is the sum of ``parts``."""
+class Interval(Frozen, frozen=True):
+    """A forecast with its uncertainty: nine of ten outcomes are meant to lie between ``low`` and ``high``."""
 
+    low: float
+    expected: float
+    high: float
+
+    def times(self, factor: float) -> Interval:
+        """Return the interval in another unit; ``factor`` is positive."""
+        return Interval(low=self.low * factor, expected=self.expected * factor, high=self.high * factor)
+
+
+class Phase(Frozen, frozen=True):
+    """Peak memory within one phase of a run, in GiB; ``gib.expected`` is the sum of ``parts``."""
+
+    name: PhaseName
     parts: dict[str, float]
+    gib: Interval
+
+
+class Peaks(Frozen, frozen=True):
+    """Memory of one GPU, or of one node's host, in each phase of a run, and what there is. In GiB."""
+
+    phases: tuple[Phase, ...]
+    peak: PhaseName
+    """The phase that needs most."""
+    parts: dict[str, float]
+    """The parts of that phase, a copy for readers of the JSON."""
+    low_gib: float
     expected_gib: float
+    high_gib: float
     capacity_gib: float
 
 
 class Memory(Frozen, frozen=True):
     """What has to fit."""
 
-    gpu: GpuMemory
+    gpu: Peaks
+    """One GPU."""
+    host: Peaks
+    """One node."""
     host_gib_per_node: float
+    """The host's expected peak, as a job asks for it."""
     host_capacity_gib_per_node: float
+    allocated_gib: float
+    """What torch.cuda.max_memory_allocated is expected to say: without CUDA context, NCCL and fragmentation."""
 
 
 class Time(Frozen, frozen=True):
-    """Forecast of speed. A first estimate from peak FLOP/s and an assumed MFU, not a measurement."""
+    """Forecast of speed."""
 
-    step_seconds: float
+    step_seconds: Interval
     """Seconds an optimizer step."""
-    tokens_per_second_per_gpu: float
+    step_parts: dict[str, float]
+    """Seconds of an expected step by cause: compute, communication that computing does not hide, host link, ..."""
+    tokens_per_second_per_gpu: Interval
+    mfu: Interval | None
+    """Share of the GPU's peak that the model's own FLOPs take (6 N + attention; no recomputation); None on CPUs."""
+    checkpoint_seconds: float
+    """Seconds in which a checkpoint is written, at the profile's speed of the file system."""
+    tokens: int | None
+    """Tokens that the whole run trains on; None while neither the data nor max_steps is known."""
+    tokens_source: str
+    """Where `tokens` comes from, in words."""
     total_steps: int | None
-    """Optimizer steps; None while neither the data nor max_steps is known."""
-    hours: float | None
-    gpu_hours: float | None
+    """Optimizer steps; None where `tokens` is."""
+    hours: Interval | None
+    """Of the whole run, checkpoints included."""
+    gpu_hours: Interval | None
+    cost: Interval | None
+    """GPU-hours x the price of one; None where no price is given."""
+    basis: str
+    """What the speed was learnt from, in words: the published runs behind the prior, or the run that calibrated it."""
+
+
+class Option(Frozen, frozen=True):
+    """One way to run it that was looked at, for comparison."""
+
+    nodes: int
+    gpus: int
+    gpus_per_node: int
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    activation_checkpointing: bool
+    zero_stage: ZeroStage
+    hpz: bool
+    offload: Offload
+    gpu_gib: float
+    """Expected peak of one GPU."""
+    fits: bool
+    step_seconds: float
+    hours: float
+    """Of the whole run; of a billion tokens where its length is not known."""
+    gpu_hours: float
+    cost: float | None
+    pareto: bool
+    """No other option that fits is better in one of GPUs, hours and GPU-hours and no worse in the others."""
+    chosen: bool
+    note: str = ""
+    """What it lacks, where it does not fit."""
 
 
 class Plan(Frozen, frozen=True, kw_only=True):
     """Everything that rendering, the DeepSpeed JSON and the workers need to know; no number is kept twice."""
 
-    version: int = 1
+    version: int = 2
     model: PlannedModel
     cluster: str
     gpu: str
     """Name in the GPU table, ``a100-80gb``; ``cpu`` on a machine without."""
-    engine: Literal["deepspeed"] = "deepspeed"
-    zero_stage: Literal[3] = 3
+    engine: Engine = "deepspeed"
+    zero_stage: ZeroStage = 3
+    hpz: bool = False
+    """ZeRO++ hpZ: a second copy of the parameters, sharded within each node, spares gathering them between nodes."""
     precision: Precision
     # --- execution: how it is computed
     nodes: int
@@ -107,11 +188,15 @@ class Plan(Frozen, frozen=True, kw_only=True):
     export_gb: float
     disk_gb: float
     """Kept checkpoints, one in flight, and the export, in GB."""
+    disk_free_gb: float | None
+    """What the cluster profile says is free on the shared file system, in GB; None = not checked."""
     time: Time
     signal_lead_seconds: int
     """Seconds before the end at which the scheduler has to warn: a step, a checkpoint and a margin."""
     why: tuple[str, ...]
     """Sentences: why this many GPUs, why recomputation, what the next smaller plan lacks."""
+    options: tuple[Option, ...]
+    """The choice, the Pareto front of GPUs, hours and GPU-hours, and the next smaller plan."""
     quantities: tuple[Quantity, ...]
 
     def to_json(self) -> bytes:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-
-import jinja2
+from typing import TYPE_CHECKING
 
 from fullft_cluster import __version__
 from fullft_cluster.deepspeed_json import deepspeed_json
@@ -12,6 +11,9 @@ from fullft_cluster.job import Job, summary
 from fullft_cluster.plan import Frozen
 from fullft_cluster.quoting import directive, log_pattern, shquote
 from fullft_cluster.resources import share
+
+if TYPE_CHECKING:
+    import jinja2
 
 SCRIPTS = {"slurm": "job.sbatch", "local": "job.sh"}
 """Name of the script in the run directory, by backend; its template is NAME.j2."""
@@ -31,6 +33,8 @@ class Rendered(Frozen, frozen=True):
 
 def environment() -> jinja2.Environment:
     """Return the Jinja environment: an undefined name is an error, and every value that a shell reads is quoted."""
+    import jinja2  # late: a plan renders nothing
+
     env = jinja2.Environment(
         loader=jinja2.FileSystemLoader(share("templates")),
         undefined=jinja2.StrictUndefined,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,12 +14,14 @@ import msgspec
 
 from fullft_cluster.config import Config
 from fullft_cluster.config_load import Resolved
-from fullft_cluster.errors import FullftError, Problem, UsageError
+from fullft_cluster.errors import DoesNotFitError, FullftError, Problem, UsageError
 from fullft_cluster.hardware import clusters
+from fullft_cluster.inventory import Inventory, Site, sites
 from fullft_cluster.job import Job, make_job
+from fullft_cluster.measured import load_measured
 from fullft_cluster.model import ModelSpec, load_model, presets
-from fullft_cluster.plan import Plan
-from fullft_cluster.planner import make_plan
+from fullft_cluster.plan import Objective, Plan
+from fullft_cluster.planner import Data, make_plan
 from fullft_cluster.quoting import check_name, check_text
 from fullft_cluster.render import Rendered, render
 from fullft_cluster.rows import scan_rows
@@ -32,6 +35,13 @@ class Planned:
     resolved: Resolved
     model: ModelSpec
     plan: Plan
+    site: Site | None
+    """Where it is laid, when it was made for nodes that exist."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what the user should know of the nodes."""
+        return self.site.notes if self.site else ()
 
 
 @dataclass(frozen=True)
@@ -44,19 +54,48 @@ class Ready:
     notes: tuple[str, ...]
 
 
-def to_plan(resolved: Resolved) -> Planned:
-    """Plan a configuration: read the model's shape, count the data's rows. Raises UsageError and DoesNotFitError."""
+def to_plan(resolved: Resolved, inventory: Inventory | None = None) -> Planned:
+    """Plan a configuration: read the model's shape, scan the data. Raises UsageError and DoesNotFitError.
+
+    With an inventory the plan is laid on nodes that exist: on the site where the objective is met best, the first of
+    equal ones.
+    """
     config = resolved.config
     _check_texts(config)
     if config.model is None:
         fix = "Write --model 7b (13b, 30b, 65b, tiny, small), a path to a config.json, or a hub id."
         raise UsageError(Problem("model", "is missing", fix))
     model = load_model(config.model)
-    rows = scan_rows(Path(config.data.train)).rows if config.data.train else None
-    return Planned(resolved, model, make_plan(config, model, resolved.cluster, rows))
+    data = Data()
+    if config.data.train:
+        scan = scan_rows(Path(config.data.train))
+        data = Data(rows=scan.rows, text_bytes=scan.text_bytes)
+    measured = load_measured(config.cluster or resolved.cluster.name)
+    if inventory is None:
+        return Planned(resolved, model, make_plan(config, model, resolved.cluster, data, measured), None)
+    chosen = resolved.origins.get("cluster") is not None
+    found: list[tuple[Plan, Site]] = []
+    refused: list[FullftError] = []
+    for site in sites(inventory, resolved.cluster, config, chosen=chosen):
+        try:
+            found.append((make_plan(config, model, site.cluster, data, measured), site))
+        except (UsageError, DoesNotFitError) as error:
+            refused.append(error)
+    if not found:
+        raise refused[0]
+    plan, site = min(found, key=lambda one: _rank(one[0], config.resources.objective))
+    return Planned(dataclasses.replace(resolved, cluster=site.cluster), model, plan, site)
 
 
-def to_job(resolved: Resolved, environ: Mapping[str, str], *, weights_must_exist: bool) -> Ready:
+def _rank(plan: Plan, objective: Objective) -> float:
+    """Return what the best of several plans has least of."""
+    seconds = plan.time.step_seconds.expected / plan.global_batch_size
+    return {"fewest-gpus": float(plan.gpus), "least-cost": plan.gpus * seconds, "fastest": seconds}[objective]
+
+
+def to_job(
+    resolved: Resolved, environ: Mapping[str, str], inventory: Inventory | None = None, *, weights_must_exist: bool
+) -> Ready:
     """Go on to the rendered job, collecting every problem on the way before raising.
 
     Weights that cannot be found are a note instead of an error unless `weights_must_exist` (a dry run may be made
@@ -75,10 +114,10 @@ def to_job(resolved: Resolved, environ: Mapping[str, str], *, weights_must_exist
     except UsageError as error:
         problems += error.problems
     try:
-        planned = to_plan(resolved)
+        planned = to_plan(resolved, inventory)
     except UsageError as error:
         raise UsageError([*problems, *error.problems]) from None
-    notes: list[str] = []
+    notes = [*planned.notes]
     ref = config.weights or planned.model.weights
     try:
         weights = find_weights(ref, planned.model.tokenizer, environ, ask_hub=weights_must_exist)
@@ -94,9 +133,18 @@ def to_job(resolved: Resolved, environ: Mapping[str, str], *, weights_must_exist
         problems += error.problems
     if problems or run_dir is None:
         raise UsageError(problems)
-    final = resolved.changed(weights=weights.ref, name=run_dir.name)
+    final = planned.resolved.changed(weights=weights.ref, name=run_dir.name, **_of_site(planned))
     job = make_job(final, planned.plan, run_dir, sys.executable)
     return Ready(job, render(job), run_dir, tuple(notes))
+
+
+def _of_site(planned: Planned) -> dict[str, str]:
+    """Return the options of sbatch that follow from where a plan is laid, but for those that the user gave."""
+    site, slurm = planned.site, planned.resolved.config.slurm
+    if site is None:
+        return {}
+    found = {"slurm__partition": site.partition, "slurm__constraint": site.constraint}
+    return {key: value for key, value in found.items() if value and getattr(slurm, key.removeprefix("slurm__")) is None}
 
 
 def _check_texts(config: Config) -> None:

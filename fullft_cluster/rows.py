@@ -34,6 +34,8 @@ class RowScan(Frozen, frozen=True, kw_only=True):
     rows: int
     exact: bool
     """Every row was checked; False when the file is larger than was read and only its lines were counted."""
+    text_bytes: int
+    """UTF-8 bytes of the text of all rows; where not every row was read, the file's size x the share of the read ones."""
 
 
 class _Row(msgspec.Struct):
@@ -166,10 +168,15 @@ def scan_rows(path: Path, max_bytes: int = 256_000_000) -> RowScan:
     Raises UsageError as `read_texts` does.
     """
     _check_file(path)
-    if path.stat().st_size <= max_bytes:
-        return RowScan(rows=sum(1 for _ in read_texts(path)), exact=True)
+    size = path.stat().st_size
+    if size <= max_bytes:
+        rows = text_bytes = 0
+        for text in read_texts(path):
+            rows += 1
+            text_bytes += len(text.encode())
+        return RowScan(rows=rows, exact=True, text_bytes=text_bytes)
     with path.open("rb") as file:
-        checked = 0
+        checked = text_bytes = 0
         problems: list[Problem] = []
         rows = 0
         for number, line in enumerate(file, start=1):
@@ -180,8 +187,9 @@ def scan_rows(path: Path, max_bytes: int = 256_000_000) -> RowScan:
                 checked += len(line)
                 parsed = parse_row(line.removeprefix(b"\xef\xbb\xbf"), f"{path}:{number}")
                 problems += [parsed] if isinstance(parsed, Problem) else []
+                text_bytes += 0 if isinstance(parsed, Problem) else len(parsed.encode())
     if problems:
         raise UsageError(problems[:MAX_PROBLEMS])
     if not rows:
         raise UsageError(Problem(str(path), "has no rows", _FORMATS))
-    return RowScan(rows=rows, exact=False)
+    return RowScan(rows=rows, exact=False, text_bytes=round(size * text_bytes / checked))

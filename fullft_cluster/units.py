@@ -26,6 +26,23 @@ def slurm_time_seconds(text: str) -> int:
     return a * 60 + b
 
 
+_DURATION = re.compile(r"^(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>d|h|m|min|s)$")
+_SECONDS = {"d": 86400, "h": 3600, "m": 60, "min": 60, "s": 1}
+
+
+def duration_seconds(text: str) -> float:
+    """Return the seconds in ``24h``, ``90m``, ``1.5d``, ``3600s``, or in a SLURM time with a colon or a dash.
+
+    Raises ValueError for anything else; a number alone could be minutes or hours.
+    """
+    match = _DURATION.match(text.strip().lower())
+    if match:
+        return float(match["number"]) * _SECONDS[match["unit"]]
+    if ":" in text or "-" in text:
+        return float(slurm_time_seconds(text.strip()))
+    raise ValueError(f"{text!r} is not a duration such as 24h, 90m, 3d or 1-12:00:00")
+
+
 def in_gib(gib: float, digits: int = 1) -> str:
     """Return a number of GiB as ``3.4 GiB``; what would show as nothing in MiB or KiB."""
     return _scaled(gib, 1024, ("GiB", "MiB", "KiB"), digits)

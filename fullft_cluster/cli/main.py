@@ -4,18 +4,49 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 import click
 
 from fullft_cluster import __version__
-from fullft_cluster.cli.life import cancel, list_runs, logs, resume, status
-from fullft_cluster.cli.planning import plan, prepare, render, submit, validate
 from fullft_cluster.errors import FullftError
 
 INTERRUPTED = 130
 
+COMMANDS = {
+    # name: (module of fullft_cluster.cli, name in it). Imported when called: `plan` is to answer at once.
+    "plan": ("plan", "plan"),
+    "calibrate": ("plan", "calibrate"),
+    "inventory": ("inventory", "inventory"),
+    "render": ("planning", "render"),
+    "submit": ("planning", "submit"),
+    "prepare": ("planning", "prepare"),
+    "validate": ("planning", "validate"),
+    "status": ("life", "status"),
+    "list": ("life", "list_runs"),
+    "logs": ("life", "logs"),
+    "cancel": ("life", "cancel"),
+    "resume": ("life", "resume"),
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+
+class Commands(click.Group):
+    """The group of commands; each one's module is imported when it is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return [*COMMANDS, *super().list_commands(ctx)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of that name, or None."""
+        if cmd_name not in COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        module, name = COMMANDS[cmd_name]
+        command: click.Command = getattr(import_module(f"fullft_cluster.cli.{module}"), name)
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fullft-cluster")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")  # read by main(), which catches them
 def cli(debug: bool) -> None:
@@ -32,10 +63,6 @@ def completion(shell: str) -> None:
     if found is None:  # click knows the three above
         raise FullftError(f"no completion for {shell}")
     click.echo(found(cli, {}, "fullft-cluster", "_FULLFT_CLUSTER_COMPLETE").source())
-
-
-for command in (plan, render, submit, prepare, validate, status, list_runs, logs, cancel, resume):
-    cli.add_command(command)
 
 
 def main() -> None:

@@ -38,6 +38,12 @@ FLAGS: dict[str, str] = {
     "max_gpus": "resources.max_gpus",
     "micro_batch_size": "resources.micro_batch_size",
     "offload": "resources.offload",
+    "zero_stage": "resources.zero_stage",
+    "engine": "resources.engine",
+    "objective": "resources.objective",
+    "deadline": "resources.deadline",
+    "price_per_gpu_hour": "resources.price_per_gpu_hour",
+    "inventory": "inventory",
     "partition": "slurm.partition",
     "account": "slurm.account",
     "qos": "slurm.qos",
@@ -63,7 +69,9 @@ _SOURCES = (
     click.option("--set", "sets", multiple=True, metavar="SECTION.KEY=VALUE", help="Set any key; wins over the YAML."),
 )
 _PLAN = (
-    click.option("--model", shell_complete=_presets("models"), help="7b, 13b, 30b, 65b, a config.json, or a hub id."),
+    click.option(
+        "--model", shell_complete=_presets("models"), help="A preset (65b, llama3-8b, ...), a config.json, or a hub id."
+    ),
     click.option("--data", metavar="FILE.jsonl", help="Training rows."),
     click.option("--cluster", shell_complete=_presets("clusters"), help="A cluster profile: a name or a YAML file."),
     click.option("--backend", type=click.Choice(["local", "slurm"]), help="Where it runs."),
@@ -77,7 +85,21 @@ _PLAN = (
     click.option("--gpus", type=int, help="Exactly this many GPUs; default the fewest that fit."),
     click.option("--max-gpus", type=int, help="At most this many GPUs."),
     click.option("--micro-batch-size", type=int, help="Sequences a GPU computes at once."),
-    click.option("--offload", type=click.Choice(["none", "optimizer"]), help="What moves to host memory."),
+    click.option(
+        "--offload",
+        type=click.Choice(["none", "optimizer", "parameters"]),
+        help="What moves to host memory. [default: none, more only where nothing else fits]",
+    ),
+    click.option("--zero-stage", type=int, help="1, 2 or 3; default the fastest that fits."),
+    click.option("--engine", type=click.Choice(["deepspeed", "fsdp"]), help="[default: deepspeed]"),
+    click.option(
+        "--objective",
+        type=click.Choice(["fewest-gpus", "least-cost", "fastest"]),
+        help="What is best. [default: fewest-gpus]",
+    ),
+    click.option("--deadline", metavar="24h", help="The run has to end within this time: 24h, 90m, 3d."),
+    click.option("--price-per-gpu-hour", type=float, help="For the cost; default the cluster profile's."),
+    click.option("--inventory", metavar="slurm|kubernetes|FILE", help="Plan on nodes that exist."),
 )
 _SUBMIT = (
     click.option(

@@ -1,4 +1,4 @@
-"""The commands before a run: plan, render, submit, prepare, validate."""
+"""The commands that make a job: render, submit, prepare, validate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ import click
 
 from fullft_cluster.cli.options import (
     json_option,
-    plan_options,
     print_json,
     resolved_from,
     say,
@@ -25,24 +24,7 @@ from fullft_cluster.cli.options import (
 )
 from fullft_cluster.config_load import Resolved
 from fullft_cluster.errors import Problem, UsageError
-from fullft_cluster.road import Ready, to_job, to_plan
-
-
-@click.command()
-@plan_options
-@json_option
-@click.option("--explain", is_flag=True, help="Show each quantity with its formula, source and origin.")
-def plan(as_json: bool, explain: bool, **options: Any) -> None:
-    """Show nodes, GPUs, memory, batch, time and disk for a model, and why."""
-    planned = to_plan(resolved_from(options))
-    if as_json:
-        click.echo(planned.plan.to_json(), nl=False)
-        return
-    from rich.console import Console
-
-    from fullft_cluster.plan_report import print_plan
-
-    print_plan(planned.plan, Console(), explain=explain)
+from fullft_cluster.road import Ready, to_job
 
 
 def _with_backend(resolved: Resolved) -> Resolved:

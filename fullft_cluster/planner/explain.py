@@ -1,60 +1,61 @@
-"""Every number of a plan with its formula and source, and the sentences that say why the plan is as it is."""
+"""Every number of a plan with its formula, source and origin."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fullft_cluster.hardware import CPU
 from fullft_cluster.plan import Origin, Quantity, Time
-from fullft_cluster.planner import defaults
-from fullft_cluster.planner.batch import DEFAULT_GLOBAL_BATCH
-from fullft_cluster.planner.layout import Layout, candidates, count, noun
-from fullft_cluster.planner.memory import Setup, checkpoint_bytes, layer_activation_bytes
-from fullft_cluster.planner.search import Choice, Task, first_fit, most_tokens, on_layout
-from fullft_cluster.planner.speed import flops_per_token, signal_lead_seconds
-from fullft_cluster.planner.storage import checkpoint_bytes as saved_bytes
-from fullft_cluster.units import GIB, in_gib
-
-TIGHT = 0.1
-"""Share of a GPU's memory below which the spare part is said to be tight: the model was up to 15 % off."""
+from fullft_cluster.planner import activations, calibration, defaults, speed, storage
+from fullft_cluster.planner.setup import Setup
+from fullft_cluster.planner.task import BYTES_PER_TOKEN, Choice, Data, Task
+from fullft_cluster.units import GB, GIB
 
 ZERO = "ZeRO, https://arxiv.org/abs/1910.02054"
 STAGE3 = "deepspeed/runtime/zero/stage3.py"
+STAGE12 = "deepspeed/runtime/zero/stage_1_and_2.py"
 KORTHIKANTI = "Korthikanti et al., https://arxiv.org/abs/2205.05198"
 
 PARTS: dict[str, tuple[str, str, Origin]] = {
     # part: (formula, source, origin); e = bytes of an element: 2 in bf16, 4 in fp32
-    "parameters": ("e x parameters / gpus", ZERO, "derived"),
+    "parameters": ("e x parameters / gpus (ZeRO-3); e x parameters (ZeRO-1, 2)", ZERO, "derived"),
     "gradients": ("e x parameters / gpus", ZERO, "derived"),
     "optimizer_states": ("12 x parameters / gpus (fp32 master weight, two moments)", ZERO, "derived"),
+    "secondary_parameters": ("e x parameters / gpus_per_node", "ZeRO++, https://arxiv.org/abs/2306.10209", "derived"),
     "persistent_parameters": (
         "e x elements of tensors below stage3_param_persistence_threshold",
         "the DeepSpeed JSON; partition_parameters.py",
         "derived",
     ),
     "gathered_parameters": (
-        "e x (largest of a layer and a tensor + stage3_prefetch_bucket_size + stage3_max_reuse_distance / 2)",
+        "e x min(parameters, stage3_max_live_parameters + the largest tensor), at least a layer",
         "the DeepSpeed JSON; partitioned_param_coordinator.py",
         "derived",
     ),
-    "reduce_buckets": (
-        "e x (2 x reduce_bucket_size + largest tensor); in the optimizer step one bucket",
+    "reduce_bucket": ("e x reduce_bucket_size", f"the DeepSpeed JSON; {STAGE3}", "derived"),
+    "reducing": (
+        "e x the larger of two MLP matrices and the largest tensor (ZeRO-3)",
         f"the DeepSpeed JSON; {STAGE3}",
         "derived",
     ),
+    "gradients_in_backward": ("e x parameters / gpus (ZeRO-2); e x parameters (ZeRO-1)", STAGE12, "derived"),
     "activations": (
-        "recomputing: layers x e x hidden x tokens; else layers x (2h(4 + 2e) + e(3q + 2k) + 4ei) x tokens",
+        "recomputing: layers x e x hidden x tokens; else layers x (2h(4 + 2e) + 8 + 2e(q + k) + 4H + 4ei) x tokens",
         f"{KORTHIKANTI}; no s^2 term with FlashAttention, https://arxiv.org/abs/2205.14135",
         "derived",
     ),
+    "layer_forward": (
+        "tokens x (the larger of the MLP's and the attention's tensors + h(4 + 2e))",
+        f"{KORTHIKANTI}; modeling_llama.py",
+        "derived",
+    ),
     "layer_backward": (
-        "tokens x (recomputed layer 2h(4 + 2e) + e(3q + 2k) + 4ei, and gradients e(2i + h))",
+        "tokens x (recomputed layer 2h(4 + 2e) + 8 + 2e(q + k) + 4H + 4ei, and gradients e(2i + h))",
         f"{KORTHIKANTI}; modeling_llama.py",
         "derived",
     ),
     "logits_and_loss": (
-        "tokens x (vocab x (e + 3 x 4) + hidden x (4 + 3e))",
-        "cross entropy in fp32: log-probabilities and two gradients; torch MemTracker",
+        "tokens x (12 x vocab + hidden x (4 + 3e) + 4)",
+        "cross entropy in fp32: log-softmax and two gradients, in the backward pass; train/engine.py",
         "derived",
     ),
     "optimizer_step": ("(e + 4) x min(sub_group_size, parameters / gpus)", STAGE3, "derived"),
@@ -62,15 +63,22 @@ PARTS: dict[str, tuple[str, str, Origin]] = {
     "framework": ("CUDA context, cuBLAS, NCCL: 1.5 GiB (0.7 GiB on CPUs)", "assumed, planner/memory.py", "default"),
 }
 
+HOST_PARTS = {
+    "workers": "4 GiB a process; on CPUs the processes' whole memory",
+    "offloaded": "(16 + e) x the node's share of the parameters (+ e with the parameters), page-locked blocks rounded up to powers of 2",
+    "weights": "e x parameters, whole on rank 0 while it loads and exports; on every rank under ZeRO-1 and 2",
+    "checkpoint_shards": "12 x the node's share of the parameters, while a run resumes",
+}
 
-def quantities(task: Task, choice: Choice, time: Time, rows: int | None) -> tuple[Quantity, ...]:
+
+def quantities(task: Task, choice: Choice, time: Time, data: Data) -> tuple[Quantity, ...]:
     """Return every number of the plan that has a formula."""
     return (
-        *_mathematics(task, choice, rows),
+        *_mathematics(task, choice, data),
         *_memory(task, choice),
         *_rule_of_thumb(choice.setup),
-        *_storage(task, choice),
-        *_time(task, choice, time),
+        *_storage(choice),
+        *_time(task, choice, time, data),
     )
 
 
@@ -78,7 +86,7 @@ def _given(value: object) -> Origin:
     return "given" if value is not None else "default"
 
 
-def _mathematics(task: Task, choice: Choice, rows: int | None) -> Iterator[Quantity]:
+def _mathematics(task: Task, choice: Choice, data: Data) -> Iterator[Quantity]:
     model, train, wanted = task.model, task.config.train, task.wanted
     shape = "sum over the tensors of the architecture; LLaMA: 2Vh + L(2hq + 2hk + 3hi + 2h) + h"
     yield Quantity(
@@ -96,7 +104,7 @@ def _mathematics(task: Task, choice: Choice, rows: int | None) -> Iterator[Quant
         origin=_given(train.learning_rate),
     )  # fmt: skip
     yield Quantity(
-        name="epochs", value=train.epochs or defaults.epochs(rows), unit="passes",
+        name="epochs", value=train.epochs or defaults.epochs(data.rows), unit="passes",
         formula="by rows: 3 under 10,000, 2 to 100,000, 1 above", source="usual advice for full fine-tuning",
         origin=_given(train.epochs),
     )  # fmt: skip
@@ -114,40 +122,48 @@ def _mathematics(task: Task, choice: Choice, rows: int | None) -> Iterator[Quant
 
 
 def _memory(task: Task, choice: Choice) -> Iterator[Quantity]:
-    for name, value in choice.gpu_parts.items():
-        formula, source, origin = PARTS[name]
-        yield Quantity(name=f"gpu.{name}", value=value / GIB, unit="GiB", formula=formula, source=source, origin=origin)
+    low, expected, high = (size / GIB for size in choice.gpu_bytes)
+    seen: set[str] = set()
+    for phase, parts in choice.gpu_phases.items():
+        for name, value in parts.items():
+            formula, source, origin = PARTS[name]
+            label = f"gpu.{name}" if name not in seen else f"gpu.{phase}.{name}"
+            if name in seen and value == choice.gpu_phases["backward"].get(name, -1):
+                continue
+            seen.add(name)
+            yield Quantity(name=label, value=value / GIB, unit="GiB", formula=formula, source=source, origin=origin)
     yield Quantity(
-        name="gpu.expected", value=choice.gpu_bytes / GIB, unit="GiB",
+        name="gpu.expected", value=expected, unit="GiB",
         formula=f"sum of the parts in the phase with the highest peak: {choice.phase}",
         source="planner/memory.py", origin="derived",
     )  # fmt: skip
+    for name, value in (("gpu.low", low), ("gpu.high", high)):
+        yield Quantity(
+            name=name, value=value, unit="GiB", formula="expected and the root of the squares of the parts' deviations",
+            source="SPREAD in planner/memory.py", origin="derived",
+        )  # fmt: skip
     yield Quantity(
         name="gpu.capacity", value=choice.gpu_capacity / GIB, unit="GiB", formula="as the device reports it",
         source=task.gpu.memory_source, origin="default",
     )  # fmt: skip
-    host = {
-        "workers": "4 GiB a process; on CPUs the processes' whole memory",
-        "load_or_export": "larger of the weights whole on rank 0, and the node's share of a checkpoint on resume",
-        "offloaded_optimizer": "(16 + e) x the node's share of the parameters: master weight, moments, gradients",
-    }
-    for name, value in choice.host.items():
-        yield Quantity(
-            name=f"host.{name}", value=value / GIB, unit="GiB", formula=host[name], source=STAGE3, origin="derived"
-        )
+    for name, formula in HOST_PARTS.items():
+        size = max(parts.get(name, 0) for parts in choice.host_phases.values())
+        if size:
+            yield Quantity(
+                name=f"host.{name}", value=size / GIB, unit="GiB", formula=formula, source="planner/storage.py",
+                origin="derived",
+            )  # fmt: skip
 
 
 def _rule_of_thumb(setup: Setup) -> Iterator[Quantity]:
     """Yield the widespread rule beside ours, because it is off by two orders of magnitude."""
-    full = setup.model.num_hidden_layers * layer_activation_bytes(setup) * setup.tokens
-    recomputing = setup.model.num_hidden_layers * setup.element_bytes * setup.model.hidden_size * setup.tokens
     yield Quantity(
-        name="activations_without_recomputation", value=full / GIB, unit="GiB",
-        formula="layers x (2h(4 + 2e) + e(3q + 2k) + 4ei) x tokens: grows with layers x hidden, not with parameters",
+        name="activations_without_recomputation", value=activations.all_layers(setup) / GIB, unit="GiB",
+        formula="layers x (2h(4 + 2e) + 8 + 2e(q + k) + 4H + 4ei) x tokens: grows with layers x hidden, not with parameters",
         source=KORTHIKANTI, origin="derived",
     )  # fmt: skip
     yield Quantity(
-        name="activations_with_recomputation", value=recomputing / GIB, unit="GiB",
+        name="activations_with_recomputation", value=activations.checkpoints(setup) / GIB, unit="GiB",
         formula="layers x e x hidden x tokens", source=KORTHIKANTI, origin="derived",
     )  # fmt: skip
     rule = 0.1 * setup.tokens * setup.model.parameters
@@ -158,117 +174,72 @@ def _rule_of_thumb(setup: Setup) -> Iterator[Quantity]:
     )  # fmt: skip
 
 
-def _storage(task: Task, choice: Choice) -> Iterator[Quantity]:
-    parameters, kept = task.model.parameters, task.config.output.save_total_limit
+def _storage(choice: Choice) -> Iterator[Quantity]:
+    setup = choice.setup
+    per = 12 if setup.zero_stage == 3 else 14
     yield Quantity(
-        name="checkpoint", value=saved_bytes(parameters) / 1e9, unit="GB", formula="12 x parameters",
-        source="measured: DeepSpeed 0.19 writes the fp32 master weights and two moments", origin="measured",
+        name="checkpoint", value=storage.checkpoint_bytes(setup) / GB, unit="GB", formula=f"{per} x parameters",
+        source="measured: DeepSpeed 0.19 writes the fp32 master weights and two moments (and, under ZeRO-1 and 2, the "
+        "weights)", origin="measured",
     )  # fmt: skip
     yield Quantity(
-        name="export", value=choice.setup.element_bytes * parameters / 1e9, unit="GB", formula="e x parameters",
-        source="safetensors in the training precision", origin="derived",
+        name="export", value=storage.export_bytes(setup.model.parameters, setup.precision) / GB, unit="GB",
+        formula="e x parameters", source="safetensors in the training precision", origin="derived",
     )  # fmt: skip
-    disk = ((kept + 1) * saved_bytes(parameters) + choice.setup.element_bytes * parameters) / 1e9
     yield Quantity(
-        name="disk", value=disk, unit="GB", formula="(save_total_limit + 1 in flight) x checkpoint + export",
+        name="disk", value=choice.disk_bytes / GB, unit="GB",
+        formula="(save_total_limit + 1 in flight) x checkpoint + export",
         source="retention deletes only after a newer checkpoint is committed", origin="derived",
     )  # fmt: skip
 
 
-def _time(task: Task, choice: Choice, time: Time) -> Iterator[Quantity]:
-    flops = flops_per_token(task.model, task.config.train.seq_len, recompute=task.activation_checkpointing)
+TIME_PARTS: dict[str, tuple[str, str]] = {
+    "matrix_products": ("(6 or 8) x weights that multiply x tokens / (peak x matmul_efficiency)", "planner/speed.py"),
+    "attention": ("(3.5 or 4.5) x 2 x layers x seq_len x q x tokens / (peak x attention's efficiency)",
+                  "FlashAttention 2, https://arxiv.org/abs/2307.08691"),
+    "elementwise": ("(3 or 4) x bytes of a pass x layers x hidden x tokens / (memory's speed x 0.8)", "planner/speed.py"),
+    "computing": ("FLOPs / (peak x utilisation)", "configs/gpus.yaml"),
+    "communication": ("3 x e x parameters x (gpus - 1) / gpus / the narrower link, x exposed, a micro-step",
+                      ZERO),
+    "parameters_from_host": ("2 x e x shard / host link, a micro-step", "planner/speed.py"),
+    "host_link": ("2 x e x shard / host link", "planner/speed.py"),
+    "optimizer_on_host": ("52 bytes x the node's share / 100 GB/s", "planner/speed.py"),
+    "optimizer": ("46 bytes x shard / (memory's speed x 0.8)", "planner/speed.py"),
+}  # fmt: skip
+
+
+def _time(task: Task, choice: Choice, time: Time, data: Data) -> Iterator[Quantity]:
+    recompute = choice.variant.activation_checkpointing
+    flops = speed.flops_per_token(task.model, task.config.train.seq_len, recompute=recompute)
     yield Quantity(
         name="flops_per_token", value=flops, unit="FLOP",
         formula="8 (recomputing) or 6, x (weights that multiply + layers x seq_len x q)",
         source="PaLM, https://arxiv.org/abs/2204.02311, appendix B", origin="derived",
     )  # fmt: skip
     yield Quantity(
-        name="utilisation", value=task.gpu.utilisation, unit="1", formula="share of the peak, assumed",
-        source=task.gpu.utilisation_source, origin="default",
+        name="peak", value=task.gpu.peak_tflops, unit="TFLOP/s", formula="dense bf16", source=task.gpu.peak_source,
+        origin="default",
     )  # fmt: skip
+    for name, seconds in time.step_parts.items():
+        formula, source = TIME_PARTS[name]
+        yield Quantity(name=f"step.{name}", value=seconds, unit="s", formula=formula, source=source, origin="derived")
+    measured: Origin = "measured" if calibration.nearest(choice.setup, task.measured) else "derived"
     yield Quantity(
-        name="step_seconds", value=time.step_seconds, unit="s",
-        formula="flops_per_token x global_batch_size x seq_len / (gpus x peak x utilisation)",
-        source=f"peak {task.gpu.peak_tflops:g} TFLOP/s: {task.gpu.peak_source}", origin="derived",
+        name="step_seconds", value=time.step_seconds.expected, unit="s", formula="sum of the parts of a step",
+        source=time.basis, origin=measured,
     )  # fmt: skip
-    lead = signal_lead_seconds(time.step_seconds, saved_bytes(task.model.parameters), task.cluster)
+    if data.tokens:
+        yield Quantity(
+            name="tokens_in_a_pass", value=data.tokens, unit="tokens", formula=f"bytes of text / {BYTES_PER_TOKEN:g}",
+            source="planner/task.py", origin="default",
+        )  # fmt: skip
+    yield Quantity(
+        name="checkpoint_seconds", value=time.checkpoint_seconds, unit="s",
+        formula="checkpoint / filesystem_write_gb_per_second", source="the cluster profile", origin="derived",
+    )  # fmt: skip
+    lead = speed.signal_lead_seconds(time.step_seconds.high, storage.checkpoint_bytes(choice.setup), task.cluster)
     yield Quantity(
         name="signal_lead_seconds", value=lead, unit="s",
-        formula="step_seconds + checkpoint / filesystem_write_gb_per_second + 60, rounded up, 60 to 65535",
+        formula="a slow step + checkpoint_seconds + 60, rounded up, 60 to 65535",
         source="the cluster profile; https://slurm.schedmd.com/sbatch.html#OPT_signal", origin="derived",
     )  # fmt: skip
-
-
-# --- why
-
-
-def why(task: Task, choice: Choice, rows: int | None) -> tuple[str, ...]:
-    """Return the sentences of the plan."""
-    return (*_why_gpus(task, choice), *_why_memory(task, choice), *_why_batch(task, choice, rows))
-
-
-def _why_gpus(task: Task, choice: Choice) -> Iterator[str]:
-    expected, capacity = choice.gpu_bytes / GIB, choice.gpu_capacity / GIB
-    gpu = task.cluster.gpu
-    yield (
-        f"{choice.layout.on(gpu)}: {in_gib(expected)} of {capacity:.1f} a {noun(gpu)} at the peak, "
-        f"which is in the phase '{choice.phase}'."
-    )
-    wanted = task.wanted
-    if wanted.gpus or wanted.nodes:
-        fewest = first_fit(task.changed(gpus=None, nodes=None, max_gpus=None))
-        if fewest and fewest.layout.gpus < choice.layout.gpus:
-            yield f"So many were asked for; {fewest.layout.on(gpu)} would do."
-        return
-    if task.cluster.gpu == CPU:
-        yield "On CPUs all processes of a node are taken: fewer would save nothing."
-        return
-    smaller = [layout for layout in _smaller(task, choice) if any(True for _ in on_layout(task, layout))]
-    if smaller:
-        *_, last = on_layout(task, smaller[-1])
-        yield f"They are the fewest that fit: the next smaller layout {last.shortfall()}."
-
-
-def _smaller(task: Task, choice: Choice) -> Iterator[Layout]:
-    return (layout for layout in candidates(task.wanted, task.cluster) if layout.gpus < choice.layout.gpus)
-
-
-def _why_memory(task: Task, choice: Choice) -> Iterator[str]:
-    setup = choice.setup
-    if task.activation_checkpointing:
-        full = setup.model.num_hidden_layers * layer_activation_bytes(setup) * setup.tokens
-        yield (
-            f"Activations are recomputed: they take {in_gib(checkpoint_bytes(setup) / GIB)} where all of them would "
-            f"take {in_gib(full / GIB)}, for a third more compute."
-        )
-    if setup.offload == "optimizer" and setup.gpu != CPU:
-        yield (
-            f"The optimizer works in host memory ({in_gib(choice.host['offloaded_optimizer'] / GIB, 0)} a node): fewer "
-            "GPUs, slower steps."
-        )
-    spare = choice.gpu_capacity - choice.gpu_bytes
-    if spare < TIGHT * choice.gpu_capacity and setup.gpu != CPU:
-        yield (
-            f"Tight: {in_gib(spare / GIB)} a GPU are spare, which is within the error of the memory model "
-            "(docs/planning.md); a smaller micro-batch or more GPUs leave room."
-        )
-    if setup.precision == "fp32" and setup.gpu != CPU:
-        yield "fp32 is meant for exact tests: the forecast of time assumes bf16's speed."
-
-
-def _why_batch(task: Task, choice: Choice, rows: int | None) -> Iterator[str]:
-    train = task.config.train
-    if not task.wanted.micro_batch_size:
-        yield (
-            f"A micro-batch of {choice.batch.micro} is the largest divisor of a {noun(task.cluster.gpu)}'s share that "
-            f"fits, up to {most_tokens(task.cluster.gpu)} tokens at once."
-        )
-    if train.global_batch_size is None and choice.global_batch != DEFAULT_GLOBAL_BATCH:
-        unit = f"{count(choice.layout.gpus, noun(task.cluster.gpu))}"
-        unit += f" x micro-batch {task.wanted.micro_batch_size}" if task.wanted.micro_batch_size else ""
-        yield (
-            f"The default global batch of {DEFAULT_GLOBAL_BATCH} does not divide by {unit}, so it is "
-            f"{choice.global_batch}; give train.global_batch_size to fix it whatever the GPUs."
-        )
-    if train.epochs is None and rows is None:
-        yield "The data's rows are not known, so epochs is the default for small sets, 3."

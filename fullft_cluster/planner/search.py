@@ -1,121 +1,41 @@
-"""The choice: the fewest GPUs that fit, with the largest micro-batch that fits; or why nothing does."""
+"""The choice among all layouts, micro-batches, recomputation, offload and sharding; or why nothing fits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import product
 
-import msgspec
-
-from fullft_cluster.config import Config, ResourcesConfig
-from fullft_cluster.deepspeed_json import zero_optimization
 from fullft_cluster.errors import DoesNotFitError, Problem, UsageError
-from fullft_cluster.hardware import CPU, Cluster, Gpu
-from fullft_cluster.model import ModelSpec
-from fullft_cluster.planner.batch import Batch, default_global_batch, indivisible, splits
+from fullft_cluster.hardware import CPU
+from fullft_cluster.plan import Offload, ZeroStage
+from fullft_cluster.planner.batch import DEFAULT_GLOBAL_BATCH, Batch, default_global_batch, indivisible, splits
+from fullft_cluster.planner.evaluate import evaluate
 from fullft_cluster.planner.layout import Layout, candidates, count, noun
-from fullft_cluster.planner.memory import Setup, peak
-from fullft_cluster.planner.storage import host_parts
-from fullft_cluster.units import GIB, in_gib
+from fullft_cluster.planner.task import Choice, Task, Variant
+from fullft_cluster.units import duration, duration_seconds
+
+USUAL_MOST_GPUS = 32
+"""Where neither GPUs nor a maximum are asked for, plans of more are looked at only if nothing smaller serves."""
+
+WITHOUT_END = 1e9
+"""Tokens that hours are told for while the length of the run is not known."""
 
 
-@dataclass(frozen=True)
-class Task:
-    """What is to be planned, and on what."""
+def variants(task: Task, offload: Offload) -> list[Variant]:
+    """Return the ways to cut the work that the user's words leave, for one kind of offload.
 
-    config: Config
-    model: ModelSpec
-    cluster: Cluster
-    gpu: Gpu
-
-    @property
-    def wanted(self) -> ResourcesConfig:
-        """Return the user's words on execution."""
-        return self.config.resources
-
-    @property
-    def activation_checkpointing(self) -> bool:
-        """Return whether activations are recomputed: as the user says; else on, but for CPUs, whose memory is cheap."""
-        given = self.wanted.activation_checkpointing
-        return given if given is not None else self.cluster.gpu != CPU
-
-    def changed(self, **changes: object) -> Task:
-        """Return the task with other resources."""
-        resources = msgspec.structs.replace(self.wanted, **changes)
-        config = msgspec.structs.replace(self.config, resources=resources)
-        return Task(config, self.model, self.cluster, self.gpu)
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One way to run it, with what it takes; amounts in bytes."""
-
-    layout: Layout
-    batch: Batch
-    global_batch: int
-    setup: Setup
-    phase: str
-    """The phase of the peak."""
-    gpu_parts: dict[str, int]
-    gpu_capacity: int
-    host: dict[str, int]
-    host_capacity: int
-
-    @property
-    def gpu_bytes(self) -> int:
-        """Return the peak of one GPU."""
-        return sum(self.gpu_parts.values())
-
-    @property
-    def host_bytes(self) -> int:
-        """Return the peak of one node."""
-        return sum(self.host.values())
-
-    @property
-    def fits(self) -> bool:
-        """Return whether both fit."""
-        return self.gpu_bytes <= self.gpu_capacity and self.host_bytes <= self.host_capacity
-
-    def shortfall(self) -> str:
-        """Return in words what is short by how much."""
-        needs = []
-        for needed, there, each in (
-            (self.gpu_bytes, self.gpu_capacity, f"a {noun(self.setup.gpu)}"),
-            (self.host_bytes, self.host_capacity, "of host memory a node"),
-        ):
-            if needed > there:
-                short = f"{in_gib((needed - there) / GIB)} short"
-                needs.append(f"{in_gib(needed / GIB)} {each} where there are {there / GIB:.1f} ({short})")
-        return f"needs {' and '.join(needs)} on {self.layout.on(self.setup.gpu)} of {self.setup.gpu}"
-
-
-def evaluate(task: Task, layout: Layout, batch: Batch) -> Choice:
-    """Return what one layout and batch take."""
-    config, wanted, cluster = task.config, task.wanted, task.cluster
-    setup = Setup(
-        model=task.model,
-        gpu=cluster.gpu,
-        gpus=layout.gpus,
-        micro_batch_size=batch.micro,
-        seq_len=config.train.seq_len,
-        activation_checkpointing=task.activation_checkpointing,
-        precision=config.train.precision,
-        offload=wanted.offload,
-        zero=zero_optimization(task.model.hidden_size, cluster.gpu, wanted.offload),
-    )
-    phase, parts = peak(setup)
-    memory_gib = task.gpu.memory_gib or cluster.host_memory_gib / layout.gpus_per_node
-    return Choice(
-        layout=layout,
-        batch=batch,
-        global_batch=batch.micro * batch.accumulation * layout.gpus,
-        setup=setup,
-        phase=phase,
-        gpu_parts=parts,
-        gpu_capacity=int(memory_gib * GIB),
-        host=host_parts(setup, layout.nodes),
-        host_capacity=int(cluster.host_memory_gib * GIB),
-    )
+    ZeRO-3 is what needs least, and what is used unless speed or cost is the aim: then ZeRO-2 is looked at too, which
+    gathers nothing. On CPUs memory is cheap and a small model is to take the road of a large one: ZeRO-3, nothing
+    recomputed.
+    """
+    wanted, on_cpu = task.wanted, task.cluster.gpu == CPU
+    recompute = [False, True] if wanted.activation_checkpointing is None else [wanted.activation_checkpointing]
+    if on_cpu and wanted.activation_checkpointing is None:
+        recompute = [False]
+    for_speed = wanted.objective != "fewest-gpus" or wanted.deadline is not None
+    bound = on_cpu or wanted.engine == "fsdp" or wanted.hpz or offload != "none"
+    stages: list[ZeroStage] = [wanted.zero_stage] if wanted.zero_stage else [3, 2] if for_speed and not bound else [3]
+    return [Variant(again, offload, stage, wanted.hpz) for stage, again in product(stages, recompute)]
 
 
 def global_batch(task: Task, layout: Layout) -> int:
@@ -133,34 +53,163 @@ def most_tokens(gpu: str) -> int:
     return 4096 if gpu == CPU else 16384
 
 
-def on_layout(task: Task, layout: Layout) -> Iterator[Choice]:
-    """Yield the choices on a layout, the largest micro-batch first; none where the batch does not divide."""
+def batches(task: Task, layout: Layout) -> list[Batch]:
+    """Return the splits of the global batch on a layout, the largest micro-batch first; none if it does not divide."""
     most = max(most_tokens(task.cluster.gpu) // task.config.train.seq_len, 1)
-    for batch in splits(global_batch(task, layout), layout.gpus, task.wanted.micro_batch_size, most):
-        yield evaluate(task, layout, batch)
+    return list(splits(global_batch(task, layout), layout.gpus, task.wanted.micro_batch_size, most))
 
 
-def first_fit(task: Task) -> Choice | None:
-    """Return the choice with the fewest GPUs that fits, or None. Raises UsageError for contradictory constraints."""
-    fitting = (choice for layout in candidates(task.wanted, task.cluster) for choice in on_layout(task, layout))
-    return next((choice for choice in fitting if choice.fits), None)
+def fitting(task: Task, layout: Layout, offload: Offload) -> Iterator[Choice]:
+    """Yield for each variant the choice with the largest micro-batch that fits on this layout."""
+    for variant in variants(task, offload):
+        tried = (evaluate(task, layout, batch, variant) for batch in batches(task, layout))
+        found = next((choice for choice in tried if choice.fits), None)
+        if found:
+            yield found
+
+
+def fastest(task: Task, layout: Layout, offload: Offload) -> Choice | None:
+    """Return the fastest choice that fits on this layout."""
+    return min(fitting(task, layout, offload), key=lambda choice: choice.step.expected, default=None)
+
+
+def layouts(task: Task) -> list[Layout]:
+    """Return the layouts to choose among, the fewest GPUs first: those that the global batch divides by, if any do.
+
+    The default batch stays the same for all of them, so what is learnt does not depend on how many GPUs there are.
+    """
+    found = candidates(task.wanted, task.cluster)
+    return [layout for layout in found if _even(task, layout)] or found
+
+
+def _even(task: Task, layout: Layout) -> bool:
+    return (task.config.train.global_batch_size or DEFAULT_GLOBAL_BATCH) % layout.gpus == 0
+
+
+def offloads(task: Task) -> list[Offload]:
+    """Return the kinds of offload to try, in this order: what the user says, else none, and more only where it must."""
+    if task.wanted.offload is not None:
+        return [task.wanted.offload]
+    return ["none"] if task.cluster.gpu == CPU or task.wanted.engine == "fsdp" else ["none", "optimizer", "parameters"]
+
+
+def first_fit(task: Task, kinds: list[Offload] | None = None) -> Choice | None:
+    """Return the choice with the fewest GPUs that fits, the fastest one on them; None where nothing fits.
+
+    Layouts that the default global batch does not divide by come last, with a batch of their own.
+    """
+    even = layouts(task)
+    odd = [layout for layout in candidates(task.wanted, task.cluster) if layout not in even]
+    for offload, layout in product(kinds or offloads(task), [*even, *odd]):
+        found = fastest(task, layout, offload)
+        if found:
+            return found
+    return None
 
 
 def choose(task: Task) -> Choice:
     """Return the plan's choice. Raises UsageError (contradictions, an indivisible batch) and DoesNotFitError."""
-    choice = first_fit(task)
-    if choice:
-        return choice
-    layouts = candidates(task.wanted, task.cluster)
-    smallest = [evaluate(task, layout, Batch(task.wanted.micro_batch_size or 1, 1)) for layout in layouts]
+    smallest = first_fit(task)
+    if smallest is None:
+        raise _refusal(task)
+    limit = deadline_seconds(task)
+    if task.wanted.objective == "fewest-gpus" and limit is None:
+        return smallest
+    known = [choice for choice in front(task, smallest) if limit is None or _seconds(choice) <= limit]
+    if not known:
+        raise DoesNotFitError(_too_slow(task, smallest, limit or 0.0))
+    if task.wanted.objective == "fewest-gpus":
+        return min(known, key=lambda choice: (choice.layout.gpus, choice.step.expected))
+    if task.wanted.objective == "fastest":
+        return min(known, key=lambda choice: choice.step.expected / choice.tokens_per_step)
+    return min(known, key=lambda choice: choice.layout.gpus * choice.step.expected / choice.tokens_per_step)
+
+
+def front(task: Task, smallest: Choice) -> list[Choice]:
+    """Return the fastest choice of each layout that fits, from the smallest one on: what can be chosen among."""
+    most = max(smallest.layout.gpus, USUAL_MOST_GPUS if task.wanted.max_gpus is None else task.wanted.max_gpus)
+    if deadline_seconds(task) is not None and task.wanted.max_gpus is None:
+        most = task.cluster.max_nodes * task.cluster.gpus_per_node
+    offload = smallest.variant.offload
+    looked_at = [layout for layout in layouts(task) if smallest.layout.gpus <= layout.gpus <= most]
+    return [found for layout in _thinned(looked_at) if (found := fastest(task, layout, offload))]
+
+
+def _thinned(found: list[Layout]) -> list[Layout]:
+    """Return at most two layouts for each doubling of GPUs: between 512 and 520 GPUs nobody wants to choose."""
+    kept: list[Layout] = []
+    for layout in sorted(found, key=lambda one: one.gpus):
+        if len(kept) < 2 or layout.gpus >= 1.4 * kept[-1].gpus:
+            kept.append(layout)
+    return kept
+
+
+def deadline_seconds(task: Task) -> float | None:
+    """Return the seconds within which the run has to end. Raises UsageError for what is no duration."""
+    if task.wanted.deadline is None:
+        return None
+    try:
+        seconds = duration_seconds(task.wanted.deadline)
+    except ValueError as error:
+        raise UsageError(Problem("resources.deadline", str(error), "Write 24h, 90m, 3d or 1-12:00:00.")) from None
+    if seconds <= 0:
+        raise UsageError(Problem("resources.deadline", "is no time at all", "Write 24h, 90m, 3d or 1-12:00:00."))
+    if task.tokens is None and task.config.train.max_steps is None:
+        what = "cannot be kept or missed while the length of the run is not known"
+        raise UsageError(Problem("resources.deadline", what, "Give --data, or --max-steps."))
+    return seconds
+
+
+def _seconds(choice: Choice) -> float:
+    """Return the seconds that nine of ten runs stay below."""
+    return choice.hours(WITHOUT_END).high * 3600
+
+
+def _too_slow(task: Task, smallest: Choice, limit: float) -> Problem:
+    """Say how fast it can be at most within the constraints, and with how many GPUs the deadline would hold."""
+    best = min(front(task, smallest), key=_seconds)
+    gpu = task.cluster.gpu
+    what = (
+        f"{task.model.name} takes up to {duration(_seconds(best))} on {best.layout.on(gpu)}, the fastest plan within "
+        f"the constraints, and the deadline is {duration(limit)}"
+    )
+    fixes = [f"Write --deadline {_rounded_up(_seconds(best))}."]
+    if task.wanted.max_gpus or task.wanted.gpus or task.wanted.nodes:
+        free = task.changed(gpus=None, nodes=None, gpus_per_node=None, max_gpus=None)
+        wider = first_fit(free)
+        in_time = [c for c in front(free, wider) if _seconds(c) <= limit] if wider else []
+        if in_time:
+            least = min(in_time, key=lambda choice: choice.layout.gpus)
+            fixes.append(f"Or {least.layout.on(gpu)}: up to {duration(_seconds(least))}.")
+    return Problem("resources.deadline", what, " ".join(fixes))
+
+
+def _rounded_up(seconds: float) -> str:
+    return f"{int(seconds // 3600) + 1}h" if seconds >= 3600 else f"{int(seconds // 60) + 1}m"
+
+
+# --- refusals
+
+
+def least(task: Task, layout: Layout, offload: Offload) -> Choice:
+    """Return the choice on a layout that needs least: micro-batch 1, all recomputed, all sharded, as far as allowed."""
+    batch = Batch(task.wanted.micro_batch_size or 1, 1)
+    tried = [evaluate(task, layout, batch, variant) for variant in variants(task, offload)]
+    return min(tried, key=lambda choice: choice.needed_gpu_bytes)
+
+
+def _refusal(task: Task) -> UsageError | DoesNotFitError:
+    """Return the error of a task that nothing fits: a batch that does not divide, or too little memory."""
+    offload = offloads(task)[0]
+    smallest = [least(task, layout, offload) for layout in candidates(task.wanted, task.cluster)]
     would_fit = next((choice for choice in smallest if choice.fits), None)
     given = task.config.train.global_batch_size
     if would_fit and given:
         workers = count(would_fit.layout.gpus, noun(task.cluster.gpu))
         problem = indivisible(given, would_fit.layout.gpus, task.wanted.micro_batch_size, workers)
         if problem:
-            raise UsageError(problem)
-    raise DoesNotFitError(_does_not_fit(task, smallest[-1]))
+            return UsageError(problem)
+    return DoesNotFitError(_does_not_fit(task, smallest[-1]))
 
 
 def _does_not_fit(task: Task, tried: Choice) -> Problem:
@@ -175,7 +224,9 @@ def _alternatives(task: Task, free: dict[str, None]) -> Iterator[str]:
     """Yield the nearest plans that fit, each a sentence."""
     if task.wanted.micro_batch_size:
         yield _sentence(task.changed(micro_batch_size=None), "a micro-batch of the plan's own choice")
-    if not task.activation_checkpointing:
+    if task.wanted.zero_stage in (1, 2):
+        yield _sentence(task.changed(zero_stage=3), "ZeRO-3")
+    if task.wanted.activation_checkpointing is False:
         recomputing, how = task.changed(activation_checkpointing=True), "resources.activation_checkpointing: true"
         yield _sentence(recomputing, how) or _sentence(recomputing.changed(**free), how)
     larger = first_fit(task.changed(**free))

@@ -1,18 +1,82 @@
-"""A first estimate of speed: FLOPs over an assumed share of the peak. Not a measurement."""
+"""Seconds of an optimizer step from first principles: arithmetic, memory traffic, communication, host. Not a measurement.
+
+A micro-step computes (matrix products, attention, element-wise passes) and communicates what ZeRO shards; a step adds
+the optimizer. Three constants are fitted to published runs (docs/backtest.md), each has a physical meaning, and
+`planner.calibration` replaces what they say by a run's own figures.
+"""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from fullft_cluster.hardware import Cluster, Gpu
+from fullft_cluster.hardware import CPU, Cluster, Gpu
 from fullft_cluster.model import ModelSpec
-from fullft_cluster.plan import Time
+from fullft_cluster.planner.setup import Setup
+from fullft_cluster.planner.sharding import shard
+
+# --- fitted to the rows of benchmarks/data (benchmarks/fit.py says how; a test says that these are what it finds)
+
+MATMUL_EFFICIENCY = 0.84
+"""Share of the data sheet's FLOP/s that large bf16 matrix products reach. A100: cuBLAS is known for 0.8 to 0.87."""
+
+EXPOSED = 1.24
+"""Seconds lost per second that communication would take at the links' nominal speed: NCCL reaches about 0.8 of it, and
+under full sharding next to nothing of it was hidden in the published runs."""
+
+DEEPSPEED_SLOWDOWN = 1.35
+"""Computing under transformers + DeepSpeed over the same work in LLM-foundry's FSDP: hooks around each module, the
+caching allocator's synchronisations, unfused kernels beyond those counted in ELEMENTWISE."""
+
+# --- taken from elsewhere
+
+ATTENTION_EFFICIENCY = {"fsdp": 0.33, "deepspeed": 0.55}
+"""Share of the peak that attention's kernels reach: FlashAttention 1 25 to 40 % (LLM-foundry's rows are from its time),
+FlashAttention 2 50 to 73 %. https://arxiv.org/abs/2307.08691, abstract."""
+
+HBM_EFFICIENCY = 0.8
+"""Share of the memory's nominal speed that element-wise kernels reach, as STREAM does. https://arxiv.org/abs/1804.06826"""
+
+ELEMENTWISE = {"fsdp": 40, "deepspeed": 150}
+"""Bytes of memory traffic per token, layer and hidden unit in the forward pass, outside of matrix products, in bf16;
+the backward pass takes twice as much. fsdp: two LayerNorms, two residual sums, GELU on 4h. deepspeed: transformers'
+LLaMA as written, two RMSNorms in fp32 step by step (72), rotation of q and k (34), gated MLP (27), residuals (12)."""
+
+HOST_BYTES_PER_PARAMETER = 52
+"""Memory traffic on the host for one parameter of an offloaded step: gradient to fp32 (6), its norm (4), unscaling and
+clipping (8), Adam itself (28), the bf16 copy (6). deepspeed/runtime/zero/stage3.py, csrc/includes/cpu_adam.h."""
+
+HOST_GB_PER_SECOND = 100
+"""What the element-wise work of all processes of a node reaches of its memory's speed: half of one socket with eight
+channels of DDR4-3200 (204.8 GB/s). Default, not a measurement."""
+
+OPTIMIZER_BYTES_PER_PARAMETER = 46
+"""Memory traffic on the GPU for one parameter of a step: norm, cast and clipping of the gradient (18), Adam (28)."""
+
+SPREAD = {"fsdp": 0.12, "deepspeed": 0.20}
+"""Relative half-width of the interval that holds nine of ten published runs of a stack, on one node."""
+SPREAD_BETWEEN_NODES = 0.15
+"""More of it where nodes talk: topology and other jobs' traffic. Default."""
+SPREAD_OFFLOAD = 0.35
+"""More of it where the host works: its memory and cores differ more than GPUs do. Default."""
 
 SIGNAL_MARGIN_SECONDS = 60
 """For the agreement of the workers, the files' digests and the scheduler's own clock. Default."""
 
 SIGNAL_MOST_SECONDS = 65535
 """``sbatch --signal`` takes no more. https://slurm.schedmd.com/sbatch.html#OPT_signal"""
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What is fitted; `benchmarks/fit.py` varies it."""
+
+    matmul_efficiency: float = MATMUL_EFFICIENCY
+    exposed: float = EXPOSED
+    deepspeed_slowdown: float = DEEPSPEED_SLOWDOWN
+
+
+SHIPPED = Constants()
 
 
 def flops_per_token(model: ModelSpec, seq_len: int, *, recompute: bool) -> float:
@@ -22,27 +86,120 @@ def flops_per_token(model: ModelSpec, seq_len: int, *, recompute: bool) -> float
     table), and causal attention over half of the sequence (https://arxiv.org/abs/2204.02311, appendix B).
     Recomputation runs the forward pass once more: 8 in place of 6.
     """
-    matrices = model.parameters - (0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size)
     passes = 8 if recompute else 6
-    return float(passes * (matrices + model.num_hidden_layers * seq_len * model.query_size))
+    return float(passes * (multiplying(model) + model.num_hidden_layers * seq_len * model.query_size))
 
 
-def forecast(flops: float, tokens_per_step: int, gpus: int, gpu: Gpu, steps: int | None) -> Time:
-    """Return seconds a step, tokens a second and hours, for ``flops`` a token."""
-    rate = gpu.peak_tflops * 1e12 * gpu.utilisation / flops
-    seconds = tokens_per_step / (rate * gpus)
-    hours = steps * seconds / 3600 if steps else None
-    return Time(
-        step_seconds=seconds,
-        tokens_per_second_per_gpu=rate,
-        total_steps=steps,
-        hours=hours,
-        gpu_hours=hours * gpus if hours is not None else None,
+def multiplying(model: ModelSpec) -> int:
+    """Return the weights that take part in matrix products: not a table that is only looked up."""
+    looked_up = 0 if model.tie_word_embeddings else model.vocab_size * model.hidden_size
+    return model.parameters - looked_up - model.learned_positions * model.hidden_size
+
+
+def compute_seconds(setup: Setup, gpu: Gpu, constants: Constants = SHIPPED) -> dict[str, float]:
+    """Return the seconds of one micro-step's computing on one GPU, by cause.
+
+    matrix products: 6 N t, or 8 N t with recomputation (but for the head, which is not recomputed). attention: forward
+    ``2 L s q`` FLOPs a token (causal), backward 2.5 times that, recomputation once more
+    (https://arxiv.org/abs/2307.08691, section 4.1). element-wise: ELEMENTWISE bytes once forward, twice backward.
+    """
+    model, again = setup.model, int(setup.activation_checkpointing)
+    head = model.vocab_size * model.hidden_size
+    matmul = (6 + 2 * again) * multiplying(model) - 2 * again * head
+    attention = (3.5 + again) * 2 * model.num_hidden_layers * setup.seq_len * model.query_size
+    passes = ELEMENTWISE[setup.engine] * setup.element_bytes / 2 * model.num_hidden_layers * model.hidden_size
+    peak = gpu.peak_tflops * 1e12
+    slowdown = constants.deepspeed_slowdown if setup.engine == "deepspeed" else 1.0
+    if setup.gpu == CPU:  # one figure for everything: there is no sheet of data for a core
+        return {"computing": setup.tokens * (matmul + attention) / (peak * gpu.utilisation)}
+    seconds = {
+        "matrix_products": matmul / (peak * constants.matmul_efficiency),
+        "attention": attention / (peak * ATTENTION_EFFICIENCY[setup.engine]),
+        "elementwise": (3 + again) * passes / (gpu.memory_gb_per_second * 1e9 * HBM_EFFICIENCY),
+    }
+    return {name: setup.tokens * value * slowdown for name, value in seconds.items()}
+
+
+def communication_seconds(setup: Setup, cluster: Cluster, constants: Constants = SHIPPED) -> float:
+    """Return the seconds that a micro-step waits for the network.
+
+    ZeRO-3 and FSDP gather the parameters for the forward and for the backward pass and scatter the gradients: 3 times
+    ``e P`` (n - 1) / n bytes through each GPU's link, and through each node's where there are several
+    (https://arxiv.org/abs/1910.02054, section 7). hpZ gathers for the backward pass within the node. ZeRO-2 scatters
+    the gradients in each micro-step and gathers the parameters once a step, ZeRO-1 does both once a step.
+    """
+    size = setup.element_bytes * setup.model.parameters
+    inside, between = cluster.intra_node_gb_per_second * 1e9, cluster.inter_node_gb_per_second * 1e9
+    wide = min(inside, between) if setup.nodes > 1 else inside
+    ring = (setup.gpus - 1) / setup.gpus / wide
+    if setup.zero_stage == 3:
+        local = (setup.hpz - 1) / setup.hpz / inside if setup.hpz > 1 else ring
+        seconds = size * (2 * ring + local)
+    elif setup.zero_stage == 2:
+        seconds = size * ring * (1 + 1 / setup.accumulation)
+    else:
+        seconds = size * ring * 2 / setup.accumulation
+    return constants.exposed * seconds
+
+
+def optimizer_seconds(setup: Setup, gpu: Gpu) -> dict[str, float]:
+    """Return the seconds of an optimizer step: on the GPU, or over the host's link and on its cores where offloaded.
+
+    Offloaded, each GPU sends its gradients and takes its parameters, 2 e bytes a parameter of its shard, and the node
+    does HOST_BYTES_PER_PARAMETER of memory traffic for each parameter that it holds.
+    """
+    elements = shard(setup)
+    if setup.gpu == CPU:
+        return {}
+    if setup.offload == "none":
+        moved = OPTIMIZER_BYTES_PER_PARAMETER * elements
+        return {"optimizer": moved / (gpu.memory_gb_per_second * 1e9 * HBM_EFFICIENCY)}
+    link = 2 * setup.element_bytes * elements / (gpu.host_gb_per_second * 1e9)
+    on_node = HOST_BYTES_PER_PARAMETER * elements * setup.gpus_per_node
+    return {"host_link": link, "optimizer_on_host": on_node / (HOST_GB_PER_SECOND * 1e9)}
+
+
+def parameter_offload_seconds(setup: Setup, gpu: Gpu) -> float:
+    """Return what a micro-step waits for parameters that live on the host: each GPU brings in its shard twice."""
+    if setup.offload != "parameters" or setup.gpu == CPU:
+        return 0.0
+    return 2 * setup.element_bytes * shard(setup) / (gpu.host_gb_per_second * 1e9)
+
+
+def step_seconds(setup: Setup, gpu: Gpu, cluster: Cluster, constants: Constants = SHIPPED) -> dict[str, float]:
+    """Return the seconds of an expected optimizer step by cause; their sum is the step."""
+    micro: dict[str, float] = {
+        **compute_seconds(setup, gpu, constants),
+        "communication": communication_seconds(setup, cluster, constants) if setup.gpus > 1 else 0.0,
+        "parameters_from_host": parameter_offload_seconds(setup, gpu),
+    }
+    parts = {name: setup.accumulation * seconds for name, seconds in micro.items()}
+    return {name: seconds for name, seconds in {**parts, **optimizer_seconds(setup, gpu)}.items() if seconds}
+
+
+def spread(setup: Setup) -> float:
+    """Return the relative half-width of the interval around a step's seconds: deviations' squares add up."""
+    squares = SPREAD[setup.engine] ** 2
+    squares += SPREAD_BETWEEN_NODES**2 if setup.nodes > 1 else 0
+    squares += SPREAD_OFFLOAD**2 if setup.offload != "none" else 0
+    return float(squares**0.5)
+
+
+def checkpoint_seconds(checkpoint_bytes: int, cluster: Cluster) -> float:
+    """Return the seconds that writing a checkpoint takes at the file system's speed; training waits for it."""
+    return checkpoint_bytes / (cluster.filesystem_write_gb_per_second * 1e9)
+
+
+def signal_lead_seconds(slow_step_seconds: float, checkpoint_bytes: int, cluster: Cluster) -> int:
+    """Return how long before the end the warning has to come: a slow step, a checkpoint and a margin, in whole seconds."""
+    lead = -(-(slow_step_seconds + checkpoint_seconds(checkpoint_bytes, cluster) + SIGNAL_MARGIN_SECONDS) // 1)
+    return int(min(max(lead, SIGNAL_MARGIN_SECONDS), SIGNAL_MOST_SECONDS))
+
+
+def describe(parts: Mapping[str, float]) -> str:
+    """Return the parts of a step in words, the largest first: ``matrix products 61 %, communication 20 %``."""
+    whole = sum(parts.values())
+    ordered = sorted(parts.items(), key=lambda item: -item[1])
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value / whole:.0%}" for name, value in ordered if value / whole >= 0.01
     )
-
-
-def signal_lead_seconds(step_seconds: float, checkpoint_bytes: int, cluster: Cluster) -> int:
-    """Return how long before the end the warning has to come: a step, a checkpoint and a margin, in whole seconds."""
-    write = checkpoint_bytes / (cluster.filesystem_write_gb_per_second * 1e9)
-    lead = math.ceil(step_seconds + write + SIGNAL_MARGIN_SECONDS)
-    return min(max(lead, SIGNAL_MARGIN_SECONDS), SIGNAL_MOST_SECONDS)

@@ -1,51 +1,96 @@
-"""Host memory of a node, and bytes on disk."""
+"""Host memory of a node in each phase of a run, and bytes on disk."""
 
 from __future__ import annotations
 
 from fullft_cluster.hardware import CPU
-from fullft_cluster.plan import Precision
-from fullft_cluster.planner.memory import BYTES, FP32, OPTIMIZER_BYTES, Setup, peak
+from fullft_cluster.plan import PhaseName, Precision
+from fullft_cluster.planner.memory import Parts, peak
+from fullft_cluster.planner.setup import BYTES, Setup
+from fullft_cluster.planner.sharding import FP32, OPTIMIZER_BYTES, shard
 from fullft_cluster.units import GIB
 
 HOST_PROCESS_BYTES = 4 * GIB
 """A worker with CUDA, torch and deepspeed loaded, and its data. Default."""
 
-OFFLOADED_BYTES = OPTIMIZER_BYTES + FP32
-"""Bytes a parameter in host memory with the optimizer offloaded, besides gradients in the training precision: master
-weight, two moments, fp32 gradient (stage3.py, `initialize_optimizer_states`)."""
+SPREAD = {"workers": (0.7, 1.5), "offloaded": (0.95, 1.05), "weights": (0.9, 1.1), "checkpoint_shards": (1.0, 1.1)}
+"""(low, high) of each part as factors of the expected bytes."""
 
 
-def checkpoint_bytes(parameters: int) -> int:
-    """Return the bytes of a ZeRO-3 checkpoint: 12 a parameter, master weight and two moments.
+def checkpoint_bytes(setup: Setup) -> int:
+    """Return the bytes of a checkpoint: 12 a parameter, master weight and two moments; 14 under ZeRO-1 and 2.
 
-    Measured with DeepSpeed 0.19: there is no 16-bit copy in it.
+    Measured with DeepSpeed 0.19: ZeRO-3 writes no 16-bit copy of the weights, ZeRO-1 and 2 write one on rank 0.
     """
-    return OPTIMIZER_BYTES * parameters
+    copy = 0 if setup.engine == "fsdp" or setup.zero_stage == 3 else setup.element_bytes
+    return (OPTIMIZER_BYTES + copy) * setup.model.parameters
 
 
 def export_bytes(parameters: int, precision: Precision) -> int:
-    """Return the bytes of the exported weights: 2 a parameter in bf16, 4 in fp32."""
+    """Return the bytes of the exported weights: 2 a parameter in bf16, 4 in fp32.
+
+    A checkpoint beside which such a copy is written at each save, as transformers' Trainer does with
+    stage3_gather_16bit_weights_on_model_save, takes 12 + 2 bytes a parameter.
+    """
     return BYTES[precision] * parameters
 
 
-def disk_bytes(parameters: int, precision: Precision, kept: int) -> int:
+def disk_bytes(setup: Setup, kept: int) -> int:
     """Return what a run takes on disk: the kept checkpoints, one in flight, and the export."""
-    return (kept + 1) * checkpoint_bytes(parameters) + export_bytes(parameters, precision)
+    return (kept + 1) * checkpoint_bytes(setup) + export_bytes(setup.model.parameters, setup.precision)
 
 
-def host_parts(setup: Setup, nodes: int) -> dict[str, int]:
-    """Return the parts of a node's host memory at its peak, in bytes.
+def host_phases(setup: Setup) -> dict[PhaseName, Parts]:
+    """Return the parts of a node's host memory in each phase, in bytes.
 
-    While a run resumes, each process holds its shard of the checkpoint beside what the optimizer keeps on the host;
-    while it loads or exports, rank 0 holds the weights whole. The larger of the two counts.
+    load: rank 0 reads the weights whole (transformers' from_pretrained under zero.Init); under ZeRO-1 and 2 every rank
+    does. train: what is offloaded. save: the same; at the end rank 0 gathers the weights whole for the export. resume:
+    each process holds its shard of the checkpoint beside what the optimizer keeps on the host. On CPUs the processes'
+    whole memory is the node's.
     """
-    processes = -(-setup.gpus // nodes)
-    share = -(-setup.model.parameters * processes // setup.gpus)
+    processes = setup.gpus_per_node
+    share = shard(setup) * processes
     weights = export_bytes(setup.model.parameters, setup.precision)
-    passing = {"load_or_export": max(weights, checkpoint_bytes(share))}
     if setup.gpu == CPU:
-        return {"workers": processes * sum(peak(setup)[1].values()), **passing}
-    parts = {"workers": processes * HOST_PROCESS_BYTES, **passing}
-    if setup.offload == "optimizer":
-        parts["offloaded_optimizer"] = share * (OFFLOADED_BYTES + setup.element_bytes)
-    return parts
+        always = {"workers": processes * sum(peak(setup)[1].values())}
+    else:
+        always = {"workers": processes * HOST_PROCESS_BYTES} | _offloaded(setup, share)
+    passing: dict[PhaseName, Parts] = {
+        "load": {"weights": weights * (1 if setup.zero_stage == 3 else processes)},
+        "forward": {},
+        "backward": {},
+        "optimizer_step": {},
+        "save": {"weights": weights},
+        "resume": {"checkpoint_shards": OPTIMIZER_BYTES * share},
+    }
+    phases = {name: {**always, **parts} for name, parts in passing.items()}
+    if "offloaded" in always:  # what torch.load brings in becomes the moments, which are not there before
+        phases["resume"]["offloaded"] = always["offloaded"] - 2 * FP32 * share
+    return phases
+
+
+def _offloaded(setup: Setup, share: int) -> Parts:
+    """Return what offloading puts on a node: (16 + e) bytes a parameter, and e more for the parameters themselves.
+
+    ZeRO-3: master weight and two moments, 12; page-locked, each in a block of its own: the 16-bit gradients of a rank, the
+    fp32 gradients of each of its sub-groups, and the parameters. ZeRO-1 and 2: moments 8; page-locked master weight,
+    fp32 gradient and 16-bit copy. stage3.py and stage_1_and_2.py, `initialize_optimizer_states`.
+    """
+    if setup.offload == "none":
+        return {}
+    e, elements = setup.element_bytes, share // setup.gpus_per_node
+    if setup.zero_stage == 3:
+        full, rest = divmod(elements, int(setup.zero["sub_group_size"]))
+        blocks = [FP32 * int(setup.zero["sub_group_size"])] * full + [FP32 * rest, e * elements]
+        blocks += [e * elements] if setup.offload == "parameters" else []
+        pageable = OPTIMIZER_BYTES * elements
+    else:
+        blocks, pageable = [FP32 * elements, FP32 * elements, e * elements], 2 * FP32 * elements
+    return {"offloaded": setup.gpus_per_node * (pageable + sum(locked(size) for size in blocks))}
+
+
+def locked(size: int) -> int:
+    """Return what a page-locked block takes: torch's host allocator rounds it up to a power of two.
+
+    https://github.com/pytorch/pytorch/blob/main/aten/src/ATen/core/CachingHostAllocator.h
+    """
+    return 1 << (size - 1).bit_length() if size else 0

@@ -11,13 +11,13 @@ from fullft_cluster.config_load import resolve
 from fullft_cluster.deepspeed_json import deepspeed_json
 from fullft_cluster.model import load_model
 from fullft_cluster.plan import Plan
-from fullft_cluster.planner import make_plan
+from fullft_cluster.planner import Data, make_plan
 
 
 def plan(**flags: Any) -> Plan:
     dotted = {key.replace("__", "."): value for key, value in {"model": "7b", **flags}.items()}
     resolved = resolve(dotted, [], None)
-    return make_plan(resolved.config, load_model(dotted["model"]), resolved.cluster, 100)
+    return make_plan(resolved.config, load_model(dotted["model"]), resolved.cluster, Data(rows=100))
 
 
 PLANS: list[dict[str, Any]] = [

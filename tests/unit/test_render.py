@@ -25,7 +25,7 @@ from fullft_cluster.errors import UsageError
 from fullft_cluster.job import make_job
 from fullft_cluster.model import load_model
 from fullft_cluster.plan import Plan
-from fullft_cluster.planner import make_plan
+from fullft_cluster.planner import Data, make_plan
 from fullft_cluster.render import Rendered, render
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -53,7 +53,7 @@ CASES: dict[str, dict[str, Any]] = {
 def rendered(flags: dict[str, Any], run_dir: Path = RUN_DIR, **cluster: Any) -> tuple[Rendered, Plan, Resolved]:
     resolved = resolve(flags, [], None)
     resolved = Resolved(resolved.config, replace(resolved.cluster, **cluster), resolved.origins)
-    plan = make_plan(resolved.config, load_model(flags["model"]), resolved.cluster, 5000)
+    plan = make_plan(resolved.config, load_model(flags["model"]), resolved.cluster, Data(rows=5000))
     return render(make_job(resolved, plan, run_dir, PYTHON)), plan, resolved
 
 
@@ -137,7 +137,7 @@ JOBS = sorted((Path(__file__).parents[2] / "configs/jobs").glob("*.yaml"))
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_every_shipped_job_plans_and_renders(path: Path, backend: str) -> None:
     resolved = resolve({"backend": backend, "cluster": None if backend == "slurm" else "a100-80gb"}, [], path)
-    plan = make_plan(resolved.config, load_model(str(resolved.config.model)), resolved.cluster, 5000)
+    plan = make_plan(resolved.config, load_model(str(resolved.config.model)), resolved.cluster, Data(rows=5000))
     result = render(make_job(resolved, plan, RUN_DIR, PYTHON))
     subprocess.run(["bash", "-n", "-c", result.script], check=True)
     assert json.loads(result.files["deepspeed.json"])["zero_optimization"]["stage"] == 3

@@ -18,7 +18,7 @@ import pytest
 from fullft_cluster.config_load import resolve, to_yaml
 from fullft_cluster.errors import SchedulerError
 from fullft_cluster.model import load_model
-from fullft_cluster.planner import make_plan
+from fullft_cluster.planner import Data, make_plan
 from fullft_cluster.rundir import RunDir, append_line, read_lines, write_atomic, write_json
 from fullft_cluster.runtime.policy import Decision
 from fullft_cluster.runtime.supervisor import SupersededError, Supervisor
@@ -32,7 +32,7 @@ def run(tmp_path: Path) -> RunDir:
     run = RunDir(tmp_path / "run")
     run.make()
     write_atomic(run.config, to_yaml(resolved))
-    plan = make_plan(resolved.config, load_model("tiny"), resolved.cluster, 100)
+    plan = make_plan(resolved.config, load_model("tiny"), resolved.cluster, Data(rows=100))
     assert plan.gpus == 2
     write_atomic(run.plan, plan.to_json())
     run.update_run(name="run", backend="local", state="pending", attempt=0, restarts=0)

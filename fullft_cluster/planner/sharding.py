@@ -1,0 +1,175 @@
+"""What ZeRO and FSDP leave on a GPU: shards of the states, buckets, gathered parameters, the optimizer step. In bytes.
+
+ZeRO (https://arxiv.org/abs/1910.02054) shards optimizer states (stage 1), gradients too (2), parameters too (3): in
+bf16 with AdamW 2 + 2 + 12 bytes a parameter. ZeRO++'s hpZ (https://arxiv.org/abs/2306.10209) keeps a second copy of the
+parameters sharded within the node. FSDP's full shard keeps master weights, gradients and moments in fp32: 16 bytes too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fullft_cluster.hardware import CPU
+from fullft_cluster.model_shape import Tensor
+from fullft_cluster.plan import PhaseName
+from fullft_cluster.planner.setup import Setup
+
+FP32, FP64 = 4, 8
+OPTIMIZER_BYTES = 12
+"""fp32 master weight and AdamW's two moments; DeepSpeed keeps the master copy in fp32 training too
+(stage3.py, `_create_fp32_partitions`)."""
+STAGE2_ALIGNMENT = 2
+"""Flat groups of ZeRO-1 and 2 are padded to a multiple of this x GPUs (stage_1_and_2.py, `nccl_start_alignment_factor`)."""
+
+
+def tensors(setup: Setup) -> Iterator[tuple[Tensor, int]]:
+    """Yield each weight with how often it occurs."""
+    yield from ((tensor, 1) for tensor in setup.model.outer_tensors())
+    yield from ((tensor, setup.model.num_hidden_layers) for tensor in setup.model.layer_tensors())
+
+
+def is_vector(tensor: Tensor) -> bool:
+    """Return whether a weight has one dimension: biases and the scales of norms."""
+    return tensor.name.endswith(".bias") or "norm" in tensor.name
+
+
+def shard(setup: Setup) -> int:
+    """Return the elements that one GPU keeps of everything that is sharded over all GPUs, padding included.
+
+    ZeRO-3 cuts each tensor into equal parts, rounded up (partition_parameters.py, `partition_numel`); ZeRO-1 and 2 cut
+    the flat groups of what decays and what does not (norms and biases).
+    """
+    if setup.zero_stage == 3:
+        return sum(times * -(-tensor.elements // setup.gpus) for tensor, times in tensors(setup))
+    return flat_group(setup) // setup.gpus
+
+
+def flat_group(setup: Setup) -> int:
+    """Return the elements of ZeRO-1's and 2's flat groups, padded: matrices, and what has one dimension."""
+    matrices = sum(times * t.elements for t, times in tensors(setup) if not is_vector(t))
+    vectors = sum(times * t.elements for t, times in tensors(setup) if is_vector(t))
+    unit = STAGE2_ALIGNMENT * setup.gpus
+    return sum(-(-elements // unit) * unit for elements in (matrices, vectors))
+
+
+def matrices_shard(setup: Setup) -> int:
+    """Return the part of the shard that belongs to the parameter group of the matrices, which is stepped over by itself."""
+    unit = STAGE2_ALIGNMENT * setup.gpus
+    if setup.zero_stage < 3:
+        return -(-sum(times * t.elements for t, times in tensors(setup) if not is_vector(t)) // unit) * STAGE2_ALIGNMENT
+    return sum(times * -(-t.elements // setup.gpus) for t, times in tensors(setup) if not is_vector(t))
+
+
+def states(setup: Setup) -> dict[str, int]:
+    """Return what stays on the GPU all the time. On CPUs offloaded states stay in the same memory."""
+    e, elements = setup.element_bytes, shard(setup)
+    on_gpu = setup.gpu == CPU or setup.offload == "none"
+    if setup.engine == "fsdp":
+        master, moments = (2, 4) if setup.pure_bf16 else (FP32, 2 * FP32)
+        return {"parameters": master * elements, "gradients": master * elements, "optimizer_states": moments * elements}
+    parts: dict[str, int] = {}
+    if setup.zero_stage < 3:
+        parts["parameters"] = e * flat_group(setup)
+    elif setup.gpu == CPU or setup.offload != "parameters":
+        parts["parameters"] = e * elements
+    if on_gpu:
+        parts |= {"gradients": e * elements} if setup.zero_stage == 3 else {}
+        parts["optimizer_states"] = OPTIMIZER_BYTES * elements
+    if setup.hpz > 1:
+        copies = (times * -(-t.elements // setup.gpus) * setup.gpus // setup.hpz for t, times in tensors(setup))
+        parts["secondary_parameters"] = e * sum(copies)
+    return parts
+
+
+def gradients_in_backward(setup: Setup) -> int:
+    """Return what the backward pass piles up of gradients under ZeRO-1 and 2, where no shard of them is kept ready.
+
+    Stage 2 keeps this GPU's part, and where gradients are accumulated a second one of the present micro-step; stage 1
+    keeps all of them until the last micro-step, and then the part too (stage_1_and_2.py).
+    """
+    if setup.engine == "fsdp" or setup.zero_stage == 3:
+        return 0
+    part = setup.element_bytes * shard(setup)
+    if setup.zero_stage == 1:
+        return setup.element_bytes * setup.model.parameters + part
+    on_host = setup.offload != "none" and setup.gpu != CPU
+    return 0 if on_host else part * (2 if setup.accumulation > 1 else 1)
+
+
+def persistent(setup: Setup) -> int:
+    """Return the tensors up to stage3_param_persistence_threshold: whole on every GPU, always.
+
+    A GPU that is alone gathers nothing: its shard is the whole.
+    """
+    if setup.engine == "fsdp" or setup.zero_stage < 3 or setup.gpus == 1:
+        return 0
+    threshold = setup.zero["stage3_param_persistence_threshold"]
+    elements = sum(times * t.elements for t, times in tensors(setup) if t.elements <= threshold)
+    return setup.element_bytes * elements
+
+
+def gathered_elements(setup: Setup, phase: PhaseName) -> int:
+    """Return the most parameters that are whole on a GPU at once, besides the persistent ones.
+
+    ZeRO-3 fetches ahead at each submodule until stage3_max_live_parameters are there, whatever the prefetch bucket is,
+    and then what computes comes on top: the largest tensor, or at least a layer where it is recomputed
+    (partitioned_param_coordinator.py, `fetch_sub_module`; seen in runs of scaled models with DeepSpeed 0.19). At the
+    loss the limit itself holds. FSDP: the layer that computes, the next one that is fetched, and the outer tensors,
+    which it wraps as one (https://arxiv.org/abs/2304.11277, section 3.3.2).
+    """
+    model = setup.model
+    if setup.zero_stage < 3 or (setup.gpus == 1 and setup.offload != "parameters"):
+        return 0
+    if setup.weights_in_graph:
+        return model.parameters
+    if setup.engine == "fsdp":
+        return min(model.parameters, 2 * model.layer_parameters + sum(t.elements for t in model.outer_tensors()))
+    live: int = setup.zero["stage3_max_live_parameters"]
+    if phase == "forward":
+        return min(model.parameters, live)
+    recomputed = model.layer_parameters if setup.activation_checkpointing else 0
+    return min(model.parameters, max(live + model.largest_tensor, recomputed))
+
+
+def bucket(setup: Setup) -> int:
+    """Return the flat reduce buckets: one that stage 3 holds from the start (stage3.py, `IPGBucketZ3.buffer`), one in
+    each backward pass of stages 1 and 2, and a second one there with overlap_comm (stage_1_and_2.py, `ipg_buffer`).
+    """
+    if setup.engine == "fsdp":
+        return 0
+    buffers = 2 if setup.zero_stage < 3 and setup.zero["overlap_comm"] else 1
+    return buffers * setup.element_bytes * int(setup.zero["reduce_bucket_size"])
+
+
+def reducing(setup: Setup) -> int:
+    """Return what reducing gradients takes beyond the buckets.
+
+    ZeRO-3: whole gradients of two matrices, because one that is larger than the bucket waits for the next (stage3.py,
+    `__add_grad_to_ipg_bucket`). ZeRO-1 and 2: the largest gradient, and the flattened copy of a bucket. FSDP: the
+    gradients of a layer, whole, and their copy in the reduction's type.
+    """
+    model, e = setup.model, setup.element_bytes
+    if setup.engine == "fsdp":
+        return 2 * e * max(model.layer_parameters, sum(t.elements for t in model.outer_tensors()))
+    if setup.zero_stage < 3:
+        return e * (int(setup.zero["reduce_bucket_size"]) + model.largest_tensor)
+    return e * max(2 * model.hidden_size * model.intermediate_size, model.largest_tensor)
+
+
+def optimizer_step(setup: Setup) -> int:
+    """Return what the optimizer step takes; nothing where it works on the host.
+
+    ZeRO-3 flattens the gradients of one sub-group and casts them to fp32, ``(e + 4)`` bytes an element of it (stage3.py,
+    `_prepare_fp32_grad_for_sub_group`), after the norm in fp64 of one tensor at a time; ZeRO-1 and 2 do so with the
+    whole shard of a parameter group (stage_1_and_2.py, `step`). FSDP: AdamW without ``fused`` makes one temporary in
+    fp32 of all it steps over, 4 bytes a parameter: 20 instead of 16.
+    """
+    if setup.engine == "fsdp":
+        return 0 if setup.fused_adam else (2 if setup.pure_bf16 else FP32) * shard(setup)
+    if setup.offload != "none":
+        return 0
+    elements = matrices_shard(setup)
+    largest = -(-setup.model.largest_tensor // setup.gpus)
+    if setup.zero_stage == 3:  # a sub-group ends with the tensor that fills it up
+        elements = min(int(setup.zero["sub_group_size"]) + largest, elements)
+    return max(elements * (setup.element_bytes + FP32), FP64 * largest)
