@@ -18,8 +18,8 @@ from fullft_cluster.plan_words import (
 from fullft_cluster.plan_words import words as in_words
 from fullft_cluster.units import in_gib
 
-COLOURS = 12
-"""How many the page's style sheet has for parts; a thirteenth part has the first one's colour, and its own letter."""
+COLOURS = 16
+"""How many the page's style sheet has for parts; a seventeenth part has the first one's colour, and its own letter."""
 WIDTH = 920
 BAR_LEFT, BAR_RIGHT, ROW, BAR_TOP = 120, 700, 40, 30
 LETTER_WIDTH = 14
@@ -195,7 +195,12 @@ def step_legend(plan: Plan) -> tuple[Part, ...]:
     return tuple(
         Part(
             key=key, colour=index % COLOURS, label=in_words(part),
-            values=(seconds(plan.time.step_parts[part]), f"{100 * plan.time.step_parts[part] / whole:.0f} %"),
+            values=(seconds(plan.time.step_parts[part]), _percent(plan.time.step_parts[part] / whole)),
         )
         for index, (part, key) in enumerate(step_keys(plan).items())
     )  # fmt: skip
+
+
+def _percent(share: float) -> str:
+    """Return ``42 %``; of what is there but rounds to nothing, ``under 1 %``."""
+    return "under 1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"

@@ -114,7 +114,7 @@ def _label_place(
     """Return the middle of the baseline of a point's label: above, below, right or left, where it hides the least."""
     half = 3.6 * len(label)
     x, y = place
-    around = [(x, y - RADIUS - 7), (x, y + RADIUS + 16), (x + RADIUS + 6 + half, y + 4), (x - RADIUS - 6 - half, y + 4)]
+    around = [(x, y - RADIUS - 9), (x, y + RADIUS + 19), (x + RADIUS + 9 + half, y + 4), (x - RADIUS - 9 - half, y + 4)]
 
     def hidden(at: tuple[float, float]) -> int:
         over = sum(abs(at[0] - px) < half + RADIUS and abs(at[1] - 4 - py) < RADIUS + 10 for px, py in points)

@@ -37,7 +37,8 @@ LABEL = 20
 STYLES = (
     "white on blue", "black on cyan", "black on green", "white on magenta", "black on yellow", "white on red",
     "black on bright_blue", "black on bright_green", "black on bright_magenta", "black on bright_cyan",
-    "black on white", "white on bright_black",
+    "black on white", "white on bright_black", "black on orange1", "white on dark_green", "black on light_pink1",
+    "white on purple4",
 )  # fmt: skip
 """Of the parts of the memory; each has its letter too."""
 
@@ -179,7 +180,7 @@ def _bar(phase: Phase, letters: dict[str, str], ruler: tuple[int, float, float],
         if end > filled:
             bar.append((fill, STYLES[list(letters).index(part) % len(STYLES)] if colour else ""))
         filled = end
-    high = max(round(cells * min(phase.gib.high / scale, 1)), filled)
+    high = max(round(cells * min(phase.gib.high / scale, 1)), min(filled + 1, cells))  # seen however near it is
     rest = ("-" * (high - filled - 1) + "|" if high > filled else "").ljust(cells - filled, ".")
     limit = round(cells * capacity / scale)
     if limit < cells and limit >= filled:
@@ -194,7 +195,7 @@ def _legend(peaks: Peaks, letters: dict[str, str], width: int, colour: bool) -> 
     sizes = {
         part: in_gib(peaks.parts[part], 2) if part in peaks.parts else f"({in_gib(most[part], 2)})" for part in most
     }
-    name_width, size_width = max(map(len, letters)), max(map(len, sizes.values()))
+    name_width, size_width = max(map(len, letters), default=0), max(map(len, sizes.values()), default=0)
     columns = 2 if 2 * (name_width + size_width + 8) <= width else 1
     rows = -(-len(letters) // columns)
     cells: list[Line] = []

@@ -132,9 +132,8 @@ def forecast(plan: Plan) -> list[Fact]:
     """Return how long it takes, with the intervals."""
     time, one = plan.time, noun(plan.gpu)
     parts = ", ".join(f"{words(name)} {seconds(value)}" for name, value in time.step_parts.items())
-    facts = [
-        ("time", f"not known: {time.tokens_source}" if time.hours is None else seconds_range(time.hours.times(3600)))
-    ]
+    unknown = f"not known: {time.tokens_source.removeprefix('not known: ')}"
+    facts = [("time", unknown if time.hours is None else seconds_range(time.hours.times(3600)))]
     if time.tokens is not None and time.total_steps is not None:
         facts.append(("tokens", f"{time.tokens:,} in {count(time.total_steps, 'step')} ({time.tokens_source})"))
     facts.append(("a step", f"{seconds_range(time.step_seconds)}" + (f": {parts}" if parts else "")))

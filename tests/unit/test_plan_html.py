@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from fullft_cluster.plan import Plan
-from fullft_cluster.plan_chart import BAR_LEFT, BAR_RIGHT, memory_bars, memory_legend, step_legend, ticks
+from fullft_cluster.plan_chart import BAR_LEFT, BAR_RIGHT, COLOURS, memory_bars, memory_legend, step_legend, ticks
 from fullft_cluster.plan_html import environment, link_pieces, plan_page, room, tiles
 from fullft_cluster.plan_plot import RADIUS, pareto_plot, side_by_side
 from fullft_cluster.plan_words import printable
@@ -147,6 +147,30 @@ def test_light_dark_and_print_have_their_styles() -> None:
     assert "@media print" in dark
     for name in set(re.findall(r"var\((--[\w]+|--on-accent)\)", html)):
         assert f"{name}:" in light, f"{name} has no value in the light style"
+
+
+def test_the_style_sheet_has_every_colour_and_each_letter_can_be_read_on_it() -> None:
+    light, _, rest = plan_page(example_plan()).partition("@media screen and (prefers-color-scheme: dark)")
+    for style in (light, light + rest):
+        values = dict(re.findall(r"--(\w+): #(\w+);", style))  # the later one wins
+        for index in range(COLOURS):
+            assert f".c{index} {{ fill: var(--c{index}); }}" in rest
+            assert f"svg .k{index} {{ fill: var(--k{index}); }}" in rest
+            assert contrast(values[f"c{index}"], values[f"k{index}"]) >= 4.5, index  # WCAG 2.2, 1.4.3
+        for text in ("ink", "faint", "accent", "warn"):
+            assert contrast(values[text], values["paper"]) >= 4.5, text
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast of two colours, https://www.w3.org/TR/WCAG22/#dfn-contrast-ratio."""
+    lights = sorted(luminance(colour * 2 if len(colour) == 3 else colour) for colour in (one, other))
+    return (lights[1] + 0.05) / (lights[0] + 0.05)
+
+
+def luminance(colour: str) -> float:
+    shares = [int(colour[index : index + 2], 16) / 255 for index in (0, 2, 4)]
+    linear = [share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares]
+    return sum(weight * share for weight, share in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
 def test_without_gpus_it_speaks_of_processes() -> None:
@@ -278,6 +302,8 @@ def test_the_parts_of_a_step_have_their_share() -> None:
         ("communication", "2.4s", "10 %"),
         ("optimizer", "0.8s", "3 %"),
     ]
+    rare = replace(TIME, step_parts={"compute": 20.0, "optimizer": 0.05, "nothing": 0.0})
+    assert [part.values[1] for part in step_legend(example_plan(time=rare))] == ["100 %", "under 1 %", "0 %"]
 
 
 def test_tiles_leave_out_what_is_not_known() -> None:

@@ -58,6 +58,11 @@ def test_each_phase_has_a_bar_whose_parts_are_as_long_as_their_share_of_the_capa
         assert bar.count("|") == 1 and bar.index("|") > bar.rindex("I")
 
 
+def test_the_high_end_is_marked_however_near_it_is() -> None:
+    near = drawn(peaks(GPU_PHASES, 80.0, spread=1e-6))
+    assert all(bar.count("|") == 1 for bar in near.values())
+
+
 def test_the_same_bars_are_drawn_with_and_without_colours() -> None:
     memory = example_plan().memory.gpu
     with_colour, without = drawn(memory, colour=True), drawn(memory)
