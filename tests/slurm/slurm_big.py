@@ -33,7 +33,7 @@ class BigLab:
             "PATH": PATH,
             "SLURM_CONF": str(self.conf),
         }
-        # What answers for the nodes: it takes the controller's messages and stays silent, so no node is "not responding".
+        # It stands for the nodes: takes what the controller sends and stays silent, so that none is "not responding".
         self.silent = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.children: list[subprocess.Popen[bytes]] = []
 
