@@ -4,7 +4,7 @@ PYTHON ?= python3
 export VENV PYTHON
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test nightly lint format clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 10
@@ -15,10 +15,14 @@ setup:  ## make .venv with everything (idempotent)
 demo: setup  ## train a small LLaMA here: stopped in the middle, resumed, exported, loaded
 	@PATH="$(abspath $(VENV))/bin:$$PATH" scripts/demo.sh
 
-test: setup  ## lint, then every test (SLURM's packages are installed where this is root on Debian)
+test: setup  ## lint, then every test but the nightly ones (SLURM is installed where this is root on Debian)
 	@scripts/setup.sh --slurm
 	@$(MAKE) --no-print-directory lint
 	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+nightly: setup  ## the tests that take long: other SLURM versions, in roots of other Debians (root; debootstrap)
+	@scripts/setup.sh --slurm
+	@$(VENV)/bin/python -m pytest -m nightly $(PYTEST_ARGS)
 
 lint: setup  ## ruff, mypy, import directions, shellcheck
 	@$(VENV)/bin/ruff check --quiet
