@@ -12,11 +12,15 @@ from fullft_cluster.hardware import clusters, gpus, gpus_named, load_cluster, lo
 
 
 def test_shipped_profiles():
-    assert {"a100-80gb", "a100-40gb", "local"} <= set(clusters())
-    for name in clusters():
+    shipped = {"a100-80gb", "a100-40gb", "a800-80gb", "h100-80gb", "h200-141gb", "gh200-96gb", "l40s-48gb", "a10g-24gb"}
+    assert shipped | {"local"} <= set(clusters())
+    for name in shipped:
         cluster = load_cluster(name)
-        assert cluster.name == name
-        assert cluster.gpu in gpus()
+        assert (cluster.name, cluster.gpu) == (name, name)
+        assert [gpu.name for gpu in gpus_named(cluster.slurm_gpu_type or "", load_gpu(name).memory_gib)] == [name]
+        assert cluster.intra_node_gb_per_second * cluster.gpus_per_node >= cluster.inter_node_gb_per_second
+        # No price is right for long, and no file system is everybody's.
+        assert (cluster.price_per_gpu_hour, cluster.filesystem_free_gb) == (None, None)
     a100 = load_cluster("a100-80gb")
     assert (a100.gpus_per_node, a100.slurm_gpu_type, a100.gpu) == (8, "a100", "a100-80gb")
     local = load_cluster("local")
@@ -153,10 +157,13 @@ slurm_gpu_type:
 env:
 setup: [module load cuda]
 config: {slurm: {partition: gpu}}
+filesystem_free_gb: 500
+price_per_gpu_hour: 1.5
 """)
     cluster = load_cluster(str(path))
     assert (cluster.name, cluster.setup, cluster.env) == ("mine", ("module load cuda",), {})
     assert cluster.config == {"slurm": {"partition": "gpu"}}
+    assert (cluster.filesystem_free_gb, cluster.price_per_gpu_hour) == (500, 1.5)
 
 
 def test_a_wrong_table_of_gpus_is_told_all_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
