@@ -23,7 +23,7 @@ from fullft_cluster.config import Config
 from fullft_cluster.deepspeed_json import deepspeed_json
 from fullft_cluster.hardware import load_cluster
 from fullft_cluster.model import load_model
-from fullft_cluster.planner import make_plan
+from fullft_cluster.planner import Data, make_plan
 from fullft_cluster.resources import share
 from fullft_cluster.rundir import RunDir, read_lines
 
@@ -84,7 +84,7 @@ class Training:
         """Plan the run and write what `submit` writes."""
         self.run.config.write_text(yaml.safe_dump(self.config))
         config = msgspec.convert(self.config, Config)
-        plan = make_plan(config, load_model(self.config["model"]), load_cluster("local"), self.shape.rows)
+        plan = make_plan(config, load_model(self.config["model"]), load_cluster("local"), Data(rows=self.shape.rows))
         self.run.plan.write_bytes(plan.to_json())
         self.run.deepspeed.write_text(json.dumps(deepspeed_json(plan)))
 
