@@ -96,7 +96,7 @@ class Part(Frozen, frozen=True):
 
 def ticks(most: float, wanted: int = 5) -> list[float]:
     """Return about ``wanted`` round numbers from 0 up to ``most``: multiples of 1, 2 or 5 times a power of ten."""
-    if not most > 0 or not math.isfinite(most):
+    if not 1e-12 < most < math.inf:
         return [0.0]
     rough = most / wanted
     power = 10.0 ** math.floor(math.log10(rough))

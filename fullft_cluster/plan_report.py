@@ -5,6 +5,8 @@ A line is made as spans of text and style, so that rich is only needed where som
 
 from __future__ import annotations
 
+import os
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -44,6 +46,16 @@ STYLES = (
 
 Line = list[tuple[str, str]]
 """Texts and their rich styles."""
+
+
+def show_plan(plan: Plan, explain: bool) -> None:
+    """Print a plan on stdout. Only a terminal (or FORCE_COLOR) needs rich: a pipe is spared its import."""
+    if sys.stdout.isatty() or os.environ.get("FORCE_COLOR"):
+        from rich.console import Console
+
+        print_plan(plan, Console(), explain)
+    else:
+        print("\n".join(plain_lines(plan, explain)))
 
 
 def print_plan(plan: Plan, console: Console, explain: bool) -> None:

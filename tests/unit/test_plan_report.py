@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fullft_cluster.plan import Interval, Peaks, Plan
-from fullft_cluster.plan_report import bars, plain_lines, print_plan, terminal_lines
+from fullft_cluster.plan_report import bars, plain_lines, print_plan, show_plan, terminal_lines
 from fullft_cluster.plan_words import figure, figure_range, gib_range, keys, printable, seconds, seconds_range
 
 
@@ -180,9 +181,24 @@ def test_a_pipe_gets_plain_lines_of_name_and_value() -> None:
         assert any(line.startswith("why ") and line.endswith(sentence) for line in text.splitlines())
 
 
-def test_plain_lines_need_no_rich() -> None:
-    code = "import sys, fullft_cluster.plan_report; sys.exit(not {'rich', 'jinja2', 'torch'}.isdisjoint(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_a_pipe_needs_no_rich() -> None:
+    code = (
+        "import sys; from fullft_cluster.plan import Plan; from fullft_cluster.plan_report import show_plan\n"
+        "show_plan(Plan.from_json(sys.stdin.buffer.read()), explain=False)\n"
+        "sys.exit(not {'rich', 'jinja2', 'torch'}.isdisjoint(sys.modules))"
+    )
+    env = {key: value for key, value in os.environ.items() if key != "FORCE_COLOR"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=example_plan().to_json(), capture_output=True, env=env, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode().splitlines() == plain_lines(example_plan(), explain=False)
+
+
+def test_a_terminal_gets_the_view(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    show_plan(example_plan(), explain=False)
+    assert "\x1b[" in capsys.readouterr().out
 
 
 def test_without_gpus_it_speaks_of_processes() -> None:
@@ -219,6 +235,7 @@ def test_a_name_cannot_steer_the_terminal() -> None:
     assert len(plain_lines(plan, False)) == len(plain_lines(example_plan(), False)) - len(example_plan().why) + 1
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_printable_text_is_printable_and_what_was_printable_stays(text: str) -> None:
     shown = printable(text)
@@ -255,7 +272,7 @@ def test_intervals() -> None:
     assert figure_range(Interval(low=40, expected=46, high=51.25), " %") == "46.0 % (40.0 to 51.2)"
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0, 1e4), min_size=1, max_size=30), st.floats(0.01, 1e4), st.integers(20, 200), st.booleans())
 def test_bars_hold_for_any_amounts(amounts: list[float], capacity: float, width: int, colour: bool) -> None:
     parts = {f"part_{index}": gib for index, gib in enumerate(amounts)}
