@@ -10,6 +10,7 @@ import pytest
 
 from fullft_cluster.errors import UsageError
 from fullft_cluster.model import load_model, presets
+from fullft_cluster.yaml_struct import load_yaml
 
 PUBLISHED = {
     # The totals that the hub shows of the safetensors files; of tied embeddings one copy.
@@ -97,6 +98,20 @@ def test_no_name_leads_to_two_presets():
     for name in presets():
         for other in {name, name.replace("-", "").replace("_", "")}:
             assert seen.setdefault(other, name) == name
+
+
+def test_each_variant_is_found_by_its_hub_id_and_of_the_same_shape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    found: dict[str, str] = {}
+    for path in (Path(__file__).resolve().parents[2] / "configs" / "models").glob("*.yaml"):
+        data = load_yaml(path).data
+        for hub_id in {data["weights"], *data.get("variants", {})} - {"random"}:
+            spec = load_model(hub_id, nobody)
+            assert (spec.weights, spec.parameters) == (hub_id, load_model(path.stem).parameters)
+            assert found.setdefault(hub_id.lower(), path.stem) == path.stem
+        for alias in data.get("aliases", ()):
+            assert load_model(alias, nobody).name == path.stem
+            assert found.setdefault(alias, path.stem) == path.stem
 
 
 def nobody(ref: str, environ: object) -> dict[str, Any]:
