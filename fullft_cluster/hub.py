@@ -59,7 +59,7 @@ def fetch_config(ref: str, environ: Mapping[str, str]) -> dict[str, Any] | None:
     """
     if not HUB_ID.fullmatch(ref):
         return None
-    absent = f"{ref} is not in the cache {hub_cache(environ)}"
+    absent = f"{ref!r} is neither a path nor in the cache {hub_cache(environ)}"
     fix = f"Run `hf download {ref} config.json` where there is internet, or give the path of a config.json."
     if is_offline(environ):
         raise UsageError(Problem("model", f"{absent}, and HF_HUB_OFFLINE is set", fix))
@@ -67,7 +67,7 @@ def fetch_config(ref: str, environ: Mapping[str, str]) -> dict[str, Any] | None:
         return parse_hf_config(_request(f"{ref}/resolve/main/config.json", environ, "GET"), f"{ref}/config.json")
     except HubRefusalError as refusal:
         what = "on the hub has no config.json" if refusal.no_such_file else str(refusal)
-        raise UsageError(Problem("model", f"{ref} {what}", fix)) from None
+        raise UsageError(Problem("model", f"{ref!r} is no path, and {what}", fix)) from None
     except (OSError, ValueError):
         raise UsageError(Problem("model", f"{absent}, and the hub cannot be reached from here", fix)) from None
 

@@ -73,7 +73,7 @@ def load_model(ref: str, fetch: Fetch | None = None) -> ModelSpec:
     preset = _preset_by_other_name(ref, names)
     if preset is not None:
         return preset
-    fetched = fetch(ref, os.environ) if fetch else None
+    fetched = fetch(ref, os.environ) if fetch and not _looks_like_path(ref) else None
     if fetched is not None:
         return structs.replace(spec_from_config(fetched, ref.rpartition("/")[2], ref), weights=ref)
     raise UsageError(_unknown(ref, names))
@@ -81,13 +81,16 @@ def load_model(ref: str, fetch: Fetch | None = None) -> ModelSpec:
 
 def _unknown(ref: str, names: list[str]) -> Problem:
     """Say why no model was found under a reference."""
-    looks_like_path = ref.startswith((".", "/", "~")) or ref.endswith(".json")
-    if looks_like_path:
+    if _looks_like_path(ref):
         return Problem("model", f"there is no file or directory {ref!r}", "Give a config.json or a directory with one.")
     if ref.count("/") == 1:
         fix = f"Run `hf download {ref} config.json` where there is internet, or give a path or a preset's name."
         return Problem("model", f"{ref!r} is neither a path nor in the local Hugging Face cache", fix)
     return Problem("model", f"unknown model {ref!r}", did_you_mean(ref, names))
+
+
+def _looks_like_path(ref: str) -> bool:
+    return ref.startswith((".", "/", "~")) or ref.endswith(".json")
 
 
 # --- presets

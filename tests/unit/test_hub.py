@@ -118,7 +118,9 @@ def test_without_fetching_nobody_is_asked(environ: dict[str, str]):
     assert Hub.seen == []
 
 
-@pytest.mark.parametrize("ref", ["7b", "nonsense", "a/b/c", "../a", "./org/known", "org/na me", "-x/y"])
+@pytest.mark.parametrize(
+    "ref", ["7b", "absent/config.json", "nonsense", "a/b/c", "../a", "./org/known", "org/na me", "-x/y"]
+)
 def test_what_is_no_hub_id_asks_nobody(environ: dict[str, str], ref: str):
     if ref == "7b":
         assert load_model(ref, hub.fetch_config).name == "7b"
@@ -131,11 +133,11 @@ def test_what_is_no_hub_id_asks_nobody(environ: dict[str, str], ref: str):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("gated", "org/gated on the hub is not open to you (accept its licence, set HF_TOKEN)"),
-        ("absent", "org/absent on the hub does not exist, or is private (HF_TOKEN)"),
-        ("adapter", "org/adapter on the hub has no config.json"),
-        ("broken", "org/broken on the hub answers 500"),
-        ("loop", "org/loop on the hub answers 307"),
+        ("gated", "'org/gated' is no path, and on the hub is not open to you (accept its licence, set HF_TOKEN)"),
+        ("absent", "'org/absent' is no path, and on the hub does not exist, or is private (HF_TOKEN)"),
+        ("adapter", "'org/adapter' is no path, and on the hub has no config.json"),
+        ("broken", "'org/broken' is no path, and on the hub answers 500"),
+        ("loop", "'org/loop' is no path, and on the hub answers 307"),
         ("html", "org/html/config.json:1: is not JSON"),
         ("list", "org/list/config.json: is not a JSON object"),
         ("huge", "org/huge/resolve/main/config.json: is larger than 1 MiB"),
