@@ -15,7 +15,7 @@ from benchmarks.models import mpt_spec
 from fullft_cluster.hardware import Cluster, load_cluster
 from fullft_cluster.model import load_model, spec_from_config
 from fullft_cluster.model_shape import ModelSpec
-from fullft_cluster.planner.setup import Setup
+from fullft_cluster.planner.setup import Loss, Setup
 from fullft_cluster.planner.sharding import states
 from fullft_cluster.units import GIB
 
@@ -42,7 +42,17 @@ LINKS = {
     "h100-80gb": (450, 400),  # NVLink 4; 8 x 400 Gb/s, the usual of an HGX H100
     "h200-141gb": (450, 200),  # KempnerForge's nodes have 4 GPUs with 400 Gb/s each
 }
+SHAPES = {
+    # hidden/ffn/layers/heads/kv/vocab of models that the data calls by name, from their config.json
+    "llama2-13b": "5120/13824/40/40/40/32000",
+    "llama2-70b": "8192/28672/80/64/8/32000",
+    "llama3-8b": "4096/14336/32/32/8/128256",
+    "llama3-70b": "8192/28672/80/64/8/128256",
+}
 Fields = dict[str, str]
+MPT_LOSS: Loss = "chunked"
+"""LLM-foundry's default is flash-attn's cross-entropy, which writes the gradient over the 16-bit logits
+(llmfoundry/models/mpt/modeling_mpt.py, ``om_model_config.get('loss_fn', 'fused_crossentropy')``)."""
 
 
 def read(name: str) -> list[Fields]:
@@ -143,7 +153,7 @@ def _memory_row(fields: Fields) -> MemoryRow:
         offload="parameters" if parameters else "optimizer" if optimizer else "none",
         zero=zero | ({"zero_hpz_partition_size": 8} if hpz else {}),
         accumulation=per_step // (8 * batch),
-        loss="retained",
+        loss="shifted",
         weights_in_graph=stage == 3 and not recomputed,
     )
     return MemoryRow(
@@ -185,6 +195,7 @@ def foundry_rows(name: str) -> list[SpeedRow]:
         gpu = fields.get("gpu", "a100-80gb")
         gpu = GPUS.get(gpu, gpu)
         setup = fsdp_setup(fields, mpt_spec(fields["model"], int(fields["seq_len"])), gpu)
+        setup = replace(setup, loss=MPT_LOSS)
         recomputed = "" if setup.activation_checkpointing else ", all kept"
         title = f"{fields['model']}, {setup.gpus} x {gpu}, {fields['seq_len']} x {fields['micro_batch']}{recomputed}"
         source = fields.get("source", "README.md")
@@ -203,9 +214,10 @@ def gist_speed_rows(name: str) -> list[SpeedRow]:
 
 def shape(text: str) -> ModelSpec:
     """Return the preset of a name, or a LLaMA of ``hidden/ffn/layers/heads/kv/vocab``."""
-    if "/" not in text:
-        return load_model(text)
-    hidden, ffn, layers, heads, kv, vocab = map(int, text.split("/"))
+    sizes = SHAPES.get(text, text)
+    if "/" not in sizes:
+        return load_model(sizes)
+    hidden, ffn, layers, heads, kv, vocab = map(int, sizes.split("/"))
     config = {
         "model_type": "llama", "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers,
         "num_attention_heads": heads, "num_key_value_heads": kv, "vocab_size": vocab,
@@ -227,19 +239,26 @@ def extra_speed_rows(name: str = "extra_throughput.csv") -> list[SpeedRow]:
     return rows
 
 
+def verdict_setup(fields: Fields, gpu: str, gpus_per_node: int, stage: int = 3) -> Setup:
+    """Return the Setup of a run under ZeRO with DeepSpeed's defaults, every layer recomputed."""
+    setup = fsdp_setup(fields, shape(fields["model"]), gpu, gpus_per_node)
+    zero = {**DEEPSPEED_DEFAULTS, "stage": stage, "overlap_comm": stage == 3}
+    return replace(setup, engine="deepspeed", zero=zero, offload=fields["offload"])
+
+
 def verdict_rows(name: str) -> list[VerdictRow]:
     """Return runs that ran and runs that did not, with every layer recomputed."""
     rows = []
     for fields in read(name):
-        gpu, engine = GPUS.get(fields.get("gpu", ""), fields.get("gpu", "a100-80gb")), fields.get("engine", "deepspeed")
-        per_node = int(fields.get("gpus_per_node", "8"))
-        setup = fsdp_setup(fields, shape(fields["model"]), gpu, per_node)
-        if engine == "deepspeed":
-            zero = {**DEEPSPEED_DEFAULTS, "stage": 3, "overlap_comm": True}
-            setup = replace(setup, engine="deepspeed", zero=zero, offload=fields["offload"])
-        host = fields.get("host_gb")
+        gpu, per_node = fields.get("gpu", "a100-80gb"), int(fields.get("gpus_per_node", "8"))
+        gpu = GPUS.get(gpu, gpu)
+        if fields.get("engine", "deepspeed") == "deepspeed":
+            setup = verdict_setup(fields, gpu, per_node)
+        else:
+            setup = fsdp_setup(fields, shape(fields["model"]), gpu, per_node)
         title = f"{fields['model']} on {setup.gpus} x {gpu}, {fields['seq_len']} x {fields['micro_batch']}"
         title += "" if fields["offload"] == "none" else f", {fields['offload']} offloaded"
-        fits = fields["fits"] == "1"
-        rows.append(VerdictRow(title, setup, cluster_of(gpu, per_node), fits, fields["source"], float(host or 0) or None))
+        host = float(fields.get("host_gb") or 0) or None
+        title += f", host of {host:.0f} GB" if host else ""
+        rows.append(VerdictRow(title, setup, cluster_of(gpu, per_node), fields["fits"] == "1", fields["source"], host))
     return rows
