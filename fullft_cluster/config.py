@@ -72,8 +72,8 @@ class ResourcesConfig(Frozen, frozen=True):
     engine: Engine = "deepspeed"
     """`deepspeed` (ZeRO), or `fsdp` (full shard; planned for, not run yet)."""
     zero_stage: ZeroStage | None = None
-    """What is sharded over the GPUs: 1 optimizer states, 2 gradients too, 3 parameters too; default 3, and what is best of
-    2 and 3 where the objective or a deadline asks for speed or cost."""
+    """What is sharded over the GPUs: 1 optimizer states, 2 gradients too, 3 parameters too; default 3, and what is
+    best of 2 and 3 where the objective or a deadline asks for speed or cost."""
     hpz: bool = False
     """ZeRO++ hpZ: a second copy of the parameters within each node spares gathering them between nodes (ZeRO-3)."""
     objective: Objective = "fewest-gpus"
@@ -107,8 +107,8 @@ class SlurmConfig(Frozen, frozen=True):
     reservation: str | None = None
     exclude: str | None = None
     time: str | None = None
-    """Time limit of one attempt; a longer run is requeued and goes on. Default from the forecast, within the partition's
-    limit where an inventory knows it; 24:00:00 where nothing is known."""
+    """Time limit of one attempt; a longer run is requeued and goes on. Default from the forecast, within the
+    partition's limit where an inventory knows it; 24:00:00 where nothing is known."""
     gpus_per_node: str | None = None
     """sbatch --gpus-per-node; default `TYPE:COUNT` with the cluster profile's type and the plan's count."""
     cpus_per_task: Machines | None = None
@@ -142,7 +142,8 @@ class Config(Frozen, frozen=True):
     cluster: str | None = None
     """A cluster profile: a name in configs/clusters or a path; default a100-80gb, and `local` on --backend local."""
     inventory: str | None = None
-    """Plan on nodes that exist: `slurm` or `kubernetes` asks for them, or the path of a file that `inventory --json` made."""
+    """Plan on nodes that exist: `slurm` or `kubernetes` asks for them, or the path of a file that `inventory --json`
+    made."""
     backend: Literal["local", "slurm"] | None = None
     name: str | None = None
     """Name of the run; default made of model and data."""

@@ -51,6 +51,10 @@ class ModelSpec(Frozen, frozen=True, kw_only=True):
     hf_config: dict[str, Any]
     """What goes into config.json."""
 
+    def __hash__(self) -> int:
+        """Return a hash of the sizes: the config that is kept beside them has none. Equal models have equal sizes."""
+        return hash((self.name, self.hidden_size, self.num_hidden_layers, self.vocab_size))
+
     @property
     def query_size(self) -> int:
         """Return the width of the queries: heads x head_dim."""

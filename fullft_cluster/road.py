@@ -16,8 +16,9 @@ from fullft_cluster.config import Config
 from fullft_cluster.config_load import Resolved
 from fullft_cluster.errors import DoesNotFitError, FullftError, Problem, UsageError
 from fullft_cluster.hardware import clusters
+from fullft_cluster.hub import fetch_config
 from fullft_cluster.inventory import Inventory, Site, sites
-from fullft_cluster.job import Job, make_job
+from fullft_cluster.job import Job, make_job, slurm_attempt
 from fullft_cluster.measured import load_measured
 from fullft_cluster.model import ModelSpec, load_model, presets
 from fullft_cluster.plan import Objective, Plan
@@ -65,7 +66,7 @@ def to_plan(resolved: Resolved, inventory: Inventory | None = None) -> Planned:
     if config.model is None:
         fix = "Write --model 7b (13b, 30b, 65b, tiny, small), a path to a config.json, or a hub id."
         raise UsageError(Problem("model", "is missing", fix))
-    model = load_model(config.model)
+    model = load_model(config.model, fetch_config)
     data = Data()
     if config.data.train:
         scan = scan_rows(Path(config.data.train))
@@ -106,6 +107,9 @@ def to_job(
     resolved = _absolute(resolved)
     config = resolved.config
     problems: list[Problem] = []
+    if config.resources.engine == "fsdp":
+        what = "fsdp is planned for, but not run yet"
+        problems.append(Problem("resources.engine", what, "Leave it out: deepspeed is what runs."))
     if config.data.train is None:
         problems.append(Problem("data.train", "is missing", "Write --data train.jsonl."))
     run_dir = None
@@ -133,18 +137,11 @@ def to_job(
         problems += error.problems
     if problems or run_dir is None:
         raise UsageError(problems)
-    final = planned.resolved.changed(weights=weights.ref, name=run_dir.name, **_of_site(planned))
-    job = make_job(final, planned.plan, run_dir, sys.executable)
+    final = planned.resolved.changed(weights=weights.ref, name=run_dir.name)
+    job = make_job(final, planned.plan, run_dir, sys.executable, planned.site)
+    if config.backend == "slurm":
+        notes.append(slurm_attempt(config, planned.plan, planned.site).sentence)
     return Ready(job, render(job), run_dir, tuple(notes))
-
-
-def _of_site(planned: Planned) -> dict[str, str]:
-    """Return the options of sbatch that follow from where a plan is laid, but for those that the user gave."""
-    site, slurm = planned.site, planned.resolved.config.slurm
-    if site is None:
-        return {}
-    found = {"slurm__partition": site.partition, "slurm__constraint": site.constraint}
-    return {key: value for key, value in found.items() if value and getattr(slurm, key.removeprefix("slurm__")) is None}
 
 
 def _check_texts(config: Config) -> None:

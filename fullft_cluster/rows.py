@@ -35,7 +35,7 @@ class RowScan(Frozen, frozen=True, kw_only=True):
     exact: bool
     """Every row was checked; False when the file is larger than was read and only its lines were counted."""
     text_bytes: int
-    """UTF-8 bytes of the text of all rows; where not every row was read, the file's size x the share of the read ones."""
+    """UTF-8 bytes of the text of all rows; estimated by the read ones' share of their lines where not all were read."""
 
 
 class _Row(msgspec.Struct):

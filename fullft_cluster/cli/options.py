@@ -14,6 +14,7 @@ import msgspec
 
 from fullft_cluster.config_load import Resolved, resolve
 from fullft_cluster.errors import Problem, UsageError
+from fullft_cluster.inventory.nouns import Inventory
 from fullft_cluster.resources import share
 from fullft_cluster.rundir import RunDir
 
@@ -135,6 +136,15 @@ def resolved_from(options: dict[str, Any]) -> Resolved:
     """Return the configuration that a command's options describe. Raises UsageError."""
     flags = {FLAGS[name]: value for name, value in options.items() if name in FLAGS}
     return resolve(flags, options.get("sets", ()), options.get("config_path"))
+
+
+def inventory_of(resolved: Resolved) -> Inventory | None:
+    """Return the nodes that the plan is to be laid on; None where none were asked for. Raises SchedulerError."""
+    if resolved.config.inventory is None:
+        return None
+    from fullft_cluster.backends.inventory import read_inventory
+
+    return read_inventory(resolved.config.inventory)
 
 
 def find_run(name: str, runs_dir: str | None) -> RunDir:

@@ -9,6 +9,7 @@ import click
 
 from fullft_cluster.cli.options import (
     find_run,
+    inventory_of,
     json_option,
     plan_options,
     print_json,
@@ -29,7 +30,8 @@ from fullft_cluster.road import to_plan
 )
 def plan(as_json: bool, explain: bool, page: Path | None, **options: Any) -> None:
     """Show nodes, GPUs, memory, batch, time, cost and disk for a model, and why."""
-    planned = to_plan(resolved_from(options))
+    resolved = resolved_from(options)
+    planned = to_plan(resolved, inventory_of(resolved))
     for note in planned.notes:
         say(note)
     if page is not None:
@@ -45,11 +47,9 @@ def plan(as_json: bool, explain: bool, page: Path | None, **options: Any) -> Non
         return
     if page is not None and not explain:
         return
-    from rich.console import Console
+    from fullft_cluster.plan_report import show_plan
 
-    from fullft_cluster.plan_report import print_plan
-
-    print_plan(planned.plan, Console(), explain=explain)
+    show_plan(planned.plan, explain)
 
 
 @click.command()

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from fullft_cluster.cli.options import (
+    inventory_of,
     json_option,
     print_json,
     resolved_from,
@@ -33,7 +34,8 @@ def _with_backend(resolved: Resolved) -> Resolved:
 
 
 def _ready(options: dict[str, Any], *, dry: bool) -> Ready:
-    ready = to_job(_with_backend(resolved_from(options)), os.environ, weights_must_exist=not dry)
+    resolved = _with_backend(resolved_from(options))
+    ready = to_job(resolved, os.environ, inventory_of(resolved), weights_must_exist=not dry)
     for note in ready.notes:
         say(note)
     return ready
@@ -178,5 +180,5 @@ def validate(**options: Any) -> None:
 
     resolved = _with_backend(resolved_from(options))
     click.echo(to_yaml(resolved), nl=False)
-    to_job(resolved, os.environ, weights_must_exist=False)
+    to_job(resolved, os.environ, inventory_of(resolved), weights_must_exist=False)
     say("valid")

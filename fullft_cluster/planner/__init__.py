@@ -1,4 +1,4 @@
-"""Planning: from a configuration, a model, a cluster and the data's size to a Plan. Pure: no clock, network, cluster call.
+"""Planning: from a configuration, a model, a cluster and the data's size to a Plan. Pure: no clock and no network.
 
 `setup` is one GPU's situation; `activations`, `sharding` and `memory` say what it takes of the GPU, `storage` of host
 and disk, `speed` and `calibration` how long. `layout` and `batch` are what there is to choose from, `search` chooses,

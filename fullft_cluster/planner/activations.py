@@ -15,8 +15,9 @@ LOSS_CHUNK_TOKENS = 1024
 https://github.com/huggingface/trl/pull/5575"""
 
 LOSS_BYTES: dict[Loss, int] = {"naive": 12, "chunked": 12, "in_output": 14, "shifted": 16}
-"""Bytes per token and vocabulary entry at the worst moment, in the backward pass of the loss: the log-softmax, the gradient
-of the chosen log-probabilities and the gradient of the log-softmax, in fp32 (counted to the byte by a TorchDispatchMode,
+"""Bytes per token and vocabulary entry at the worst moment, in the backward pass of the loss: the log-softmax, the
+gradient of the chosen log-probabilities and the gradient of the log-softmax, in fp32 (counted to the byte by a
+TorchDispatchMode,
 transformers 5.23). in_output: the 16-bit logits in the model's output beside them. shifted: instead of those the fp32
 logits, as ``logits.float()`` went into the output then, and with the shifted copy 16 at most."""
 

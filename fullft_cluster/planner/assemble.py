@@ -18,7 +18,7 @@ from fullft_cluster.units import GB, GIB
 
 def assemble(task: Task, choice: Choice, data: Data) -> Plan:
     """Return the plan of a choice."""
-    config, model, train = task.config, task.model, task.config.train
+    model, train = task.model, task.config.train
     time = forecast(task, choice, data)
     saved = storage.checkpoint_bytes(choice.setup)
     return Plan(

@@ -80,7 +80,8 @@ def basis(setup: Setup, measured: Sequence[Measured]) -> str:
 
 
 def summarise(seconds: Sequence[float], forecast: float) -> tuple[float, float]:
-    """Return slowdown and spread of measured seconds a step against a forecast; the median, so that stalls do not count.
+    """Return slowdown and spread of measured seconds a step against a forecast; the median, so that stalls do not
+    count.
 
     Raises UsageError where there are fewer than LEAST of them.
     """

@@ -65,7 +65,8 @@ PARTS: dict[str, tuple[str, str, Origin]] = {
 
 HOST_PARTS = {
     "workers": "4 GiB a process; on CPUs the processes' whole memory",
-    "offloaded": "(16 + e) x the node's share of the parameters (+ e with the parameters), page-locked blocks rounded up to powers of 2",
+    "offloaded": "(16 + e) x the node's share of the parameters (+ e with the parameters); page-locked "
+    "blocks rounded up to powers of 2",
     "weights": "e x parameters, whole on rank 0 while it loads and exports; on every rank under ZeRO-1 and 2",
     "checkpoint_shards": "12 x the node's share of the parameters, while a run resumes",
 }
@@ -137,9 +138,9 @@ def _memory(task: Task, choice: Choice) -> Iterator[Quantity]:
         formula=f"sum of the parts in the phase with the highest peak: {choice.phase}",
         source="planner/memory.py", origin="derived",
     )  # fmt: skip
-    for name, value in (("gpu.low", low), ("gpu.high", high)):
+    for name, end in (("gpu.low", low), ("gpu.high", high)):
         yield Quantity(
-            name=name, value=value, unit="GiB", formula="expected and the root of the squares of the parts' deviations",
+            name=name, value=end, unit="GiB", formula="expected and the root of the squares of the parts' deviations",
             source="SPREAD in planner/memory.py", origin="derived",
         )  # fmt: skip
     yield Quantity(
@@ -159,7 +160,7 @@ def _rule_of_thumb(setup: Setup) -> Iterator[Quantity]:
     """Yield the widespread rule beside ours, because it is off by two orders of magnitude."""
     yield Quantity(
         name="activations_without_recomputation", value=activations.all_layers(setup) / GIB, unit="GiB",
-        formula="layers x (2h(4 + 2e) + 8 + 2e(q + k) + 4H + 4ei) x tokens: grows with layers x hidden, not with parameters",
+        formula="layers x (2h(4 + 2e) + 8 + 2e(q + k) + 4H + 4ei) x tokens: grows with layers x hidden, not parameters",
         source=KORTHIKANTI, origin="derived",
     )  # fmt: skip
     yield Quantity(
@@ -197,7 +198,7 @@ TIME_PARTS: dict[str, tuple[str, str]] = {
     "matrix_products": ("(6 or 8) x weights that multiply x tokens / (peak x matmul_efficiency)", "planner/speed.py"),
     "attention": ("(3.5 or 4.5) x 2 x layers x seq_len x q x tokens / (peak x attention's efficiency)",
                   "FlashAttention 2, https://arxiv.org/abs/2307.08691"),
-    "elementwise": ("(3 or 4) x bytes of a pass x layers x hidden x tokens / (memory's speed x 0.8)", "planner/speed.py"),
+    "elementwise": ("(3 or 4) x bytes of a pass x layers x hidden x tokens / (HBM's speed x 0.8)", "planner/speed.py"),
     "computing": ("FLOPs / (peak x utilisation)", "configs/gpus.yaml"),
     "communication": ("3 x e x parameters x (gpus - 1) / gpus / the narrower link, x exposed, a micro-step",
                       ZERO),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from fullft_cluster.config import ResourcesConfig
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.hardware import CPU, Cluster
+from fullft_cluster.plan_words import count, noun
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,6 @@ class Layout:
     def on(self, gpu: str) -> str:
         """Return the layout in words: ``16 GPUs (2 nodes of 8)``, or processes where there is no GPU."""
         return f"{count(self.gpus, noun(gpu))} ({count(self.nodes, 'node')} of {self.gpus_per_node})"
-
-
-def count(number: int, what: str) -> str:
-    """Return ``1 node``, ``3 nodes`` or ``2 processes``."""
-    plural = "es" if what.endswith("s") else "s"
-    return f"{number} {what}" if number == 1 else f"{number} {what}{plural}"
-
-
-def noun(gpu: str) -> str:
-    """Return what a worker computes on: a GPU, or a process where there is none."""
-    return "process" if gpu == CPU else "GPU"
 
 
 def candidates(wanted: ResourcesConfig, cluster: Cluster) -> list[Layout]:

@@ -47,11 +47,11 @@ SPREAD: dict[str, tuple[float, float]] = {
 def phases(setup: Setup) -> dict[PhaseName, Parts]:
     """Return the parts of each phase; what is sharded or permanent stands in all of them.
 
-        load: the shards, the bucket, and the largest tensor whole while it is read and cut up. forward: checkpoints, a
-        layer, and the gathered parameters. backward: its worst moment, which is the loss, the last layer (all activations are
-    there, and no gradient of this micro-step) or the first layer (the other way round). save:
-        torch.save copies from the GPU through the host, nothing is added. resume: as much as before the first step, and the
-        shard of the checkpoint passes through the host.
+    load: the shards, the bucket, and the largest tensor whole while it is read and cut up. forward: checkpoints, a
+    layer, and the gathered parameters. backward: its worst moment, which is the loss, the last layer (all
+    activations are there, and no gradient of this micro-step) or the first layer (the other way round). save:
+    torch.save copies from the GPU through the host, nothing is added. resume: as much as before the first step,
+    and the shard of the checkpoint passes through the host.
     """
     always = {**sharding.states(setup), "persistent_parameters": sharding.persistent(setup)}
     if setup.zero_stage == 3:
@@ -71,7 +71,7 @@ def phases(setup: Setup) -> dict[PhaseName, Parts]:
         last_layer, first_layer = {**held, **working}, {**whole, **gradients, **working}
     step = {**gradients, "optimizer_step": sharding.optimizer_step(setup)}
     moving: dict[PhaseName, Parts] = {
-        "load": {"gathered_parameters": e * setup.model.largest_tensor if setup.zero_stage == 3 else 0},
+        "load": {"gathered_parameters": e * sharding.largest_tensor(setup.model) if setup.zero_stage == 3 else 0},
         "forward": {**held, "layer_forward": activations.layer_forward(setup)},
         "backward": max(loss, last_layer, first_layer, key=lambda parts: sum(parts.values())),
         "optimizer_step": step,

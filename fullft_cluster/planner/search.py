@@ -8,9 +8,10 @@ from itertools import product
 from fullft_cluster.errors import DoesNotFitError, Problem, UsageError
 from fullft_cluster.hardware import CPU
 from fullft_cluster.plan import Offload, ZeroStage
+from fullft_cluster.plan_words import count, noun
 from fullft_cluster.planner.batch import DEFAULT_GLOBAL_BATCH, Batch, default_global_batch, indivisible, splits
 from fullft_cluster.planner.evaluate import evaluate
-from fullft_cluster.planner.layout import Layout, candidates, count, noun
+from fullft_cluster.planner.layout import Layout, candidates
 from fullft_cluster.planner.task import Choice, Task, Variant
 from fullft_cluster.units import duration, duration_seconds
 
@@ -193,7 +194,8 @@ def _rounded_up(seconds: float) -> str:
 
 def least(task: Task, layout: Layout, offload: Offload) -> Choice:
     """Return the choice on a layout that needs least: micro-batch 1, all recomputed, all sharded, as far as allowed."""
-    batch = Batch(task.wanted.micro_batch_size or 1, 1)
+    micro = task.wanted.micro_batch_size or 1
+    batch = Batch(micro, max(global_batch(task, layout) // (layout.gpus * micro), 1))
     tried = [evaluate(task, layout, batch, variant) for variant in variants(task, offload)]
     return min(tried, key=lambda choice: choice.needed_gpu_bytes)
 

@@ -1,4 +1,5 @@
-"""The noun Setup: what decides the memory and the speed of one GPU. `memory`, `storage` and `speed` are functions of it."""
+"""The noun Setup: what decides the memory and the speed of one GPU. `memory`, `storage` and `speed` are functions of
+it."""
 
 from __future__ import annotations
 
@@ -14,9 +15,10 @@ BYTES: dict[Precision, int] = {"bf16": 2, "fp32": 4}
 
 Loss = Literal["naive", "chunked", "in_output", "shifted"]
 """How the loss is computed. ``naive``: logits of the whole micro-batch, cast to fp32 (train/engine.py); ``chunked``: by
-pieces of the sequence, as fused cross-entropies do; ``in_output``: by the model itself (``labels=``), whose output keeps
-the logits; ``shifted``: the same in transformers up to 4.44, which cast the logits before it kept them and shifted a copy
-(modeling_llama.py, `LlamaForCausalLM.forward`)."""
+pieces of the sequence, as fused cross-entropies do; ``in_output``: by the model itself (``labels=``), whose output
+keeps
+the logits; ``shifted``: the same in transformers up to 4.44, which cast the logits before it kept them and shifted a
+copy (modeling_llama.py, `LlamaForCausalLM.forward`)."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,10 @@ class Setup:
     engine: Engine = "deepspeed"
     loss: Loss = "naive"
     weights_in_graph: bool = False
-    """Whether autograd keeps every gathered weight of ZeRO-3 until its backward pass: where activations are kept and F.linear
-    was not replaced (``memory_efficient_linear``, zero/linear.py), as in older DeepSpeed without zero.Init. Not here."""
+    """Whether autograd keeps every gathered weight of ZeRO-3 until its backward pass: where activations are kept and
+    F.linear
+    was not replaced (``memory_efficient_linear``, zero/linear.py), as in older DeepSpeed without zero.Init. Not
+    here."""
     pure_bf16: bool = False
     """FSDP alone: master weights and moments in bf16 too."""
     fused_adam: bool = True

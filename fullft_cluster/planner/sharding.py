@@ -7,10 +7,10 @@ parameters sharded within the node. FSDP's full shard keeps master weights, grad
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import cache
 
 from fullft_cluster.hardware import CPU
-from fullft_cluster.model_shape import Tensor
+from fullft_cluster.model_shape import ModelSpec, Tensor
 from fullft_cluster.plan import PhaseName
 from fullft_cluster.planner.setup import Setup
 
@@ -19,13 +19,30 @@ OPTIMIZER_BYTES = 12
 """fp32 master weight and AdamW's two moments; DeepSpeed keeps the master copy in fp32 training too
 (stage3.py, `_create_fp32_partitions`)."""
 STAGE2_ALIGNMENT = 2
-"""Flat groups of ZeRO-1 and 2 are padded to a multiple of this x GPUs (stage_1_and_2.py, `nccl_start_alignment_factor`)."""
+"""Flat groups of ZeRO-1 and 2 are padded to a multiple of this x GPUs (stage_1_and_2.py,
+`nccl_start_alignment_factor`)."""
 
 
-def tensors(setup: Setup) -> Iterator[tuple[Tensor, int]]:
-    """Yield each weight with how often it occurs."""
-    yield from ((tensor, 1) for tensor in setup.model.outer_tensors())
-    yield from ((tensor, setup.model.num_hidden_layers) for tensor in setup.model.layer_tensors())
+@cache
+def tensors(model: ModelSpec) -> tuple[tuple[Tensor, int], ...]:
+    """Return each weight with how often it occurs. Kept, as are the sums over them: a search asks a thousand times."""
+    outer = tuple((tensor, 1) for tensor in model.outer_tensors())
+    return outer + tuple((tensor, model.num_hidden_layers) for tensor in model.layer_tensors())
+
+
+@cache
+def cut(model: ModelSpec, gpus: int) -> tuple[int, int]:
+    """Return the elements of one of ``gpus`` equal parts of each tensor, rounded up: of matrices, and of vectors."""
+    parts = [0, 0]
+    for tensor, times in tensors(model):
+        parts[is_vector(tensor)] += times * -(-tensor.elements // gpus)
+    return parts[0], parts[1]
+
+
+@cache
+def largest_tensor(model: ModelSpec) -> int:
+    """Return the elements of the largest weight."""
+    return max(tensor.elements for tensor, _ in tensors(model))
 
 
 def is_vector(tensor: Tensor) -> bool:
@@ -40,24 +57,22 @@ def shard(setup: Setup) -> int:
     the flat groups of what decays and what does not (norms and biases).
     """
     if setup.zero_stage == 3:
-        return sum(times * -(-tensor.elements // setup.gpus) for tensor, times in tensors(setup))
+        return sum(cut(setup.model, setup.gpus))
     return flat_group(setup) // setup.gpus
 
 
 def flat_group(setup: Setup) -> int:
     """Return the elements of ZeRO-1's and 2's flat groups, padded: matrices, and what has one dimension."""
-    matrices = sum(times * t.elements for t, times in tensors(setup) if not is_vector(t))
-    vectors = sum(times * t.elements for t, times in tensors(setup) if is_vector(t))
     unit = STAGE2_ALIGNMENT * setup.gpus
-    return sum(-(-elements // unit) * unit for elements in (matrices, vectors))
+    return sum(-(-elements // unit) * unit for elements in cut(setup.model, 1))
 
 
 def matrices_shard(setup: Setup) -> int:
-    """Return the part of the shard that belongs to the parameter group of the matrices, which is stepped over by itself."""
-    unit = STAGE2_ALIGNMENT * setup.gpus
-    if setup.zero_stage < 3:
-        return -(-sum(times * t.elements for t, times in tensors(setup) if not is_vector(t)) // unit) * STAGE2_ALIGNMENT
-    return sum(times * -(-t.elements // setup.gpus) for t, times in tensors(setup) if not is_vector(t))
+    """Return the part of the shard that belongs to the parameter group of the matrices, which is stepped over by
+    itself."""
+    if setup.zero_stage == 3:
+        return cut(setup.model, setup.gpus)[0]
+    return -(-cut(setup.model, 1)[0] // (STAGE2_ALIGNMENT * setup.gpus)) * STAGE2_ALIGNMENT
 
 
 def states(setup: Setup) -> dict[str, int]:
@@ -76,8 +91,7 @@ def states(setup: Setup) -> dict[str, int]:
         parts |= {"gradients": e * elements} if setup.zero_stage == 3 else {}
         parts["optimizer_states"] = OPTIMIZER_BYTES * elements
     if setup.hpz > 1:
-        copies = (times * -(-t.elements // setup.gpus) * setup.gpus // setup.hpz for t, times in tensors(setup))
-        parts["secondary_parameters"] = e * sum(copies)
+        parts["secondary_parameters"] = e * elements * setup.gpus // setup.hpz
     return parts
 
 
@@ -104,8 +118,12 @@ def persistent(setup: Setup) -> int:
     if setup.engine == "fsdp" or setup.zero_stage < 3 or setup.gpus == 1:
         return 0
     threshold = setup.zero["stage3_param_persistence_threshold"]
-    elements = sum(times * t.elements for t, times in tensors(setup) if t.elements <= threshold)
-    return setup.element_bytes * elements
+    return setup.element_bytes * _small(setup.model, threshold)
+
+
+@cache
+def _small(model: ModelSpec, threshold: int) -> int:
+    return sum(times * tensor.elements for tensor, times in tensors(model) if tensor.elements <= threshold)
 
 
 def gathered_elements(setup: Setup, phase: PhaseName) -> int:
@@ -128,7 +146,7 @@ def gathered_elements(setup: Setup, phase: PhaseName) -> int:
     if phase == "forward":
         return min(model.parameters, live)
     recomputed = model.layer_parameters if setup.activation_checkpointing else 0
-    return min(model.parameters, max(live + model.largest_tensor, recomputed))
+    return min(model.parameters, max(live + largest_tensor(model), recomputed))
 
 
 def bucket(setup: Setup) -> int:
@@ -152,14 +170,15 @@ def reducing(setup: Setup) -> int:
     if setup.engine == "fsdp":
         return 2 * e * max(model.layer_parameters, sum(t.elements for t in model.outer_tensors()))
     if setup.zero_stage < 3:
-        return e * (int(setup.zero["reduce_bucket_size"]) + model.largest_tensor)
-    return e * max(2 * model.hidden_size * model.intermediate_size, model.largest_tensor)
+        return e * (int(setup.zero["reduce_bucket_size"]) + largest_tensor(model))
+    return e * max(2 * model.hidden_size * model.intermediate_size, largest_tensor(model))
 
 
 def optimizer_step(setup: Setup) -> int:
     """Return what the optimizer step takes; nothing where it works on the host.
 
-    ZeRO-3 flattens the gradients of one sub-group and casts them to fp32, ``(e + 4)`` bytes an element of it (stage3.py,
+    ZeRO-3 flattens the gradients of one sub-group and casts them to fp32, ``(e + 4)`` bytes an element of it
+    (stage3.py,
     `_prepare_fp32_grad_for_sub_group`), after the norm in fp64 of one tensor at a time; ZeRO-1 and 2 do so with the
     whole shard of a parameter group (stage_1_and_2.py, `step`). FSDP: AdamW without ``fused`` makes one temporary in
     fp32 of all it steps over, 4 bytes a parameter: 20 instead of 16.
@@ -169,7 +188,7 @@ def optimizer_step(setup: Setup) -> int:
     if setup.offload != "none":
         return 0
     elements = matrices_shard(setup)
-    largest = -(-setup.model.largest_tensor // setup.gpus)
+    largest = -(-largest_tensor(setup.model) // setup.gpus)
     if setup.zero_stage == 3:  # a sub-group ends with the tensor that fills it up
         elements = min(int(setup.zero["sub_group_size"]) + largest, elements)
     return max(elements * (setup.element_bytes + FP32), FP64 * largest)

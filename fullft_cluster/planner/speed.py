@@ -1,4 +1,5 @@
-"""Seconds of an optimizer step from first principles: arithmetic, memory traffic, communication, host. Not a measurement.
+"""Seconds of an optimizer step from first principles: arithmetic, memory traffic, communication, host. Not a
+measurement.
 
 A micro-step computes (matrix products, attention, element-wise passes) and communicates what ZeRO shards; a step adds
 the optimizer. Three constants are fitted to published runs (docs/backtest.md), each has a physical meaning, and
@@ -191,7 +192,8 @@ def checkpoint_seconds(checkpoint_bytes: int, cluster: Cluster) -> float:
 
 
 def signal_lead_seconds(slow_step_seconds: float, checkpoint_bytes: int, cluster: Cluster) -> int:
-    """Return how long before the end the warning has to come: a slow step, a checkpoint and a margin, in whole seconds."""
+    """Return how long before the end the warning has to come: a slow step, a checkpoint and a margin, in whole
+    seconds."""
     lead = -(-(slow_step_seconds + checkpoint_seconds(checkpoint_bytes, cluster) + SIGNAL_MARGIN_SECONDS) // 1)
     return int(min(max(lead, SIGNAL_MARGIN_SECONDS), SIGNAL_MOST_SECONDS))
 

@@ -71,7 +71,8 @@ def host_phases(setup: Setup) -> dict[PhaseName, Parts]:
 def _offloaded(setup: Setup, share: int) -> Parts:
     """Return what offloading puts on a node: (16 + e) bytes a parameter, and e more for the parameters themselves.
 
-    ZeRO-3: master weight and two moments, 12; page-locked, each in a block of its own: the 16-bit gradients of a rank, the
+    ZeRO-3: master weight and two moments, 12; page-locked, each in a block of its own: the 16-bit gradients of a
+    rank, the
     fp32 gradients of each of its sub-groups, and the parameters. ZeRO-1 and 2: moments 8; page-locked master weight,
     fp32 gradient and 16-bit copy. stage3.py and stage_1_and_2.py, `initialize_optimizer_states`.
     """

@@ -12,10 +12,11 @@ from fullft_cluster.config import Config, ResourcesConfig
 from fullft_cluster.hardware import CPU, Cluster, Gpu
 from fullft_cluster.model import ModelSpec
 from fullft_cluster.plan import Interval, Offload, PhaseName, ZeroStage
+from fullft_cluster.plan_words import noun
 from fullft_cluster.planner import calibration, speed, storage
 from fullft_cluster.planner.batch import Batch
 from fullft_cluster.planner.calibration import Measured
-from fullft_cluster.planner.layout import Layout, noun
+from fullft_cluster.planner.layout import Layout
 from fullft_cluster.planner.memory import Parts, interval
 from fullft_cluster.planner.setup import Setup
 from fullft_cluster.units import GB, GIB, in_gb, in_gib
@@ -154,7 +155,10 @@ class Choice:
         needs = []
         if (needed := self.needed_gpu_bytes) > self.gpu_capacity:
             short = in_gib((needed - self.gpu_capacity) / GIB)
-            needs.append(f"{in_gib(needed / GIB)} {each} where there are {self.gpu_capacity / GIB:.1f} ({short} short)")
+            upto = "" if needed == self.gpu_bytes[1] else "up to "
+            needs.append(
+                f"{upto}{in_gib(needed / GIB)} {each} where there are {self.gpu_capacity / GIB:.1f} ({short} short)"
+            )
         if (needed := self.host_bytes[1]) > self.host_capacity:
             short, there = in_gib((needed - self.host_capacity) / GIB), self.host_capacity / GIB
             needs.append(f"{in_gib(needed / GIB)} of host memory a node where there are {there:.1f} ({short} short)")
@@ -195,7 +199,8 @@ class Choice:
         return min(whole, limit) if limit else whole
 
     def hours(self, tokens_without_end: float) -> Interval:
-        """Return the hours of the whole run with its checkpoints; of ``tokens_without_end`` where its end is unknown."""
+        """Return the hours of the whole run with its checkpoints; of ``tokens_without_end`` where its end is
+        unknown."""
         steps = self.steps or tokens_without_end / self.tokens_per_step
         saved = storage.checkpoint_bytes(self.setup)
         saves = steps / self.task.config.output.save_steps

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fullft_cluster.hardware import CPU
+from fullft_cluster.plan_words import count, noun
 from fullft_cluster.planner import activations, calibration, speed
 from fullft_cluster.planner.batch import DEFAULT_GLOBAL_BATCH
-from fullft_cluster.planner.layout import count, noun
 from fullft_cluster.planner.options import next_smaller
 from fullft_cluster.planner.search import deadline_seconds, first_fit, most_tokens
 from fullft_cluster.planner.task import Choice, Data, Task
@@ -57,7 +57,7 @@ def _memory(choice: Choice) -> Iterator[str]:
             "for a third more compute."
         )
     elif setup.gpu != CPU:
-        yield f"Activations are kept ({in_gib(full)}), because they fit: recomputing them would cost a third more compute."
+        yield f"Activations are kept ({in_gib(full)}), as they fit: recomputing them would cost a third more compute."
     if variant.zero_stage < 3:
         yield (
             f"ZeRO-{variant.zero_stage}: every GPU keeps the parameters whole, because they fit and nothing has to be "
@@ -66,8 +66,8 @@ def _memory(choice: Choice) -> Iterator[str]:
     reserve = choice.gpu_capacity - choice.gpu_bytes[2]
     if reserve < 0 and setup.gpu != CPU:
         yield (
-            f"Tight: at the high end of the forecast {in_gib(-reserve / GIB)} a GPU are missing; a smaller micro-batch or "
-            "more GPUs leave room."
+            f"Tight: at the high end of the forecast {in_gib(-reserve / GIB)} a GPU are missing; a smaller micro-batch "
+            "or more GPUs leave room."
         )
 
 
@@ -105,7 +105,8 @@ def _time(task: Task, choice: Choice, data: Data) -> Iterator[str]:
         yield "The data's rows are not known, so epochs is the default for small sets, 3."
     if task.cluster.gpu == CPU:
         return
-    yield f"A step: {speed.describe(choice.step_parts)}. The forecast rests on {calibration.basis(choice.setup, task.measured)}."
+    basis = calibration.basis(choice.setup, task.measured)
+    yield f"A step: {speed.describe(choice.step_parts)}. The forecast rests on {basis}."
     limit = deadline_seconds(task)
     if limit is not None:
         ends = duration(choice.hours(0).high * 3600)
