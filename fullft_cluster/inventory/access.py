@@ -94,6 +94,8 @@ class Bounds:
     time_limit_seconds: int | None = None
     max_nodes: int | None = None
     max_gpus: int | None = None
+    known: bool = True
+    """False where the inventory describes no partition."""
     notes: tuple[str, ...] = ()
 
 
@@ -122,6 +124,7 @@ def bounds(partitions: list[Partition], inventory: Inventory, config: Config, gp
         time_limit_seconds=time[0] if time else None,
         max_nodes=max_nodes[0] if max_nodes else None,
         max_gpus=max_gpus[0] if max_gpus else None,
+        known=bool(partitions),
         notes=tuple(notes),
     )
 

