@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -45,8 +44,6 @@ class Gpu(Frozen, frozen=True, kw_only=True):
     host_gb_per_second: Amount
     """Bandwidth of one GPU to its node's memory, one direction, as measured on an idle link, in GB/s."""
     host_source: str
-    scheduler_names: tuple[str, ...]
-    """What SLURM's gres types and nvidia.com/gpu.product call it, as `plain_gpu_name` writes them."""
     utilisation: Share
     """Share of the peak that training is assumed to reach, counting recomputed FLOPs too (hardware utilisation)."""
     utilisation_source: str
@@ -109,32 +106,6 @@ def load_gpu(name: str) -> Gpu:
     if name not in table:
         raise UsageError(Problem("gpu", f"unknown GPU {name!r}", did_you_mean(name, table)))
     return table[name]
-
-
-def plain_gpu_name(label: str) -> str:
-    """Return a scheduler's name of a GPU type in lower case, words joined by ``-``, without its maker's words.
-
-    ``nvidia_a100-sxm4-80gb``, ``NVIDIA-A100-SXM4-80GB`` and ``A100-SXM4-80GB-SHARED`` (time slices of one,
-    https://docs.nvidia.com/datacenter/cloud-native/gpu-operator/latest/gpu-sharing.html) are ``a100-sxm4-80gb``.
-    """
-    words = re.split(r"[\s_-]+", label.strip().lower())
-    return "-".join(word for word in words if word not in _MAKERS_WORDS)
-
-
-_MAKERS_WORDS = ("", "nvidia", "tesla", "geforce", "shared")
-
-
-def gpus_named(label: str, memory_gib: float | None = None) -> list[Gpu]:
-    """Return the GPUs of the table that a scheduler's name fits, the one with the least memory first.
-
-    ``a100`` fits more than one; memory that the scheduler reports, in GiB, leaves those within a tenth of it. None
-    fits where the name is not in the table, and a slice of a GPU (MIG: ``a100_3g.20gb``) is no GPU of it.
-    """
-    name = plain_gpu_name(label)
-    found = [gpu for gpu in gpus().values() if gpu.memory_gib and (name == gpu.name or name in gpu.scheduler_names)]
-    if memory_gib is not None:
-        found = [gpu for gpu in found if abs((gpu.memory_gib or 0) - memory_gib) <= 0.1 * memory_gib]
-    return sorted(found, key=lambda gpu: gpu.memory_gib or 0)
 
 
 def clusters() -> list[str]:

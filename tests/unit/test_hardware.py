@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fullft_cluster.errors import UsageError
-from fullft_cluster.hardware import clusters, gpus, gpus_named, load_cluster, load_gpu, plain_gpu_name
+from fullft_cluster.hardware import clusters, gpus, load_cluster, load_gpu
+from fullft_cluster.inventory.gpu_names import match
 
 
 def test_shipped_profiles():
@@ -17,7 +18,7 @@ def test_shipped_profiles():
     for name in shipped:
         cluster = load_cluster(name)
         assert (cluster.name, cluster.gpu) == (name, name)
-        assert [gpu.name for gpu in gpus_named(cluster.slurm_gpu_type or "", load_gpu(name).memory_gib)] == [name]
+        assert match(cluster.slurm_gpu_type, gpus(), memory_gib=load_gpu(name).memory_gib).gpu == name
         assert cluster.intra_node_gb_per_second * cluster.gpus_per_node >= cluster.inter_node_gb_per_second
         # No price is right for long, and no file system is everybody's.
         assert (cluster.price_per_gpu_hour, cluster.filesystem_free_gb) == (None, None)
@@ -54,54 +55,6 @@ def test_each_figure_has_its_source():
     for name, figures in published.items():
         assert (load_gpu(name).peak_tflops, load_gpu(name).memory_gb_per_second) == figures
     assert [gpu.name for gpu in gpus().values() if not gpu.bf16] == ["v100-32gb"]
-
-
-@pytest.mark.parametrize(
-    ("label", "names"),
-    [
-        ("a100", ["a100-40gb", "a100-80gb"]),
-        ("nvidia_a100-sxm4-80gb", ["a100-80gb"]),
-        ("NVIDIA-A100-SXM4-80GB-SHARED", ["a100-80gb"]),
-        ("NVIDIA-A100-SXM4-40GB", ["a100-40gb"]),
-        ("A100-PCIE-40GB", ["a100-40gb"]),
-        ("NVIDIA-A100-80GB-PCIe", ["a100-80gb-pcie"]),
-        ("NVIDIA-H100-80GB-HBM3", ["h100-80gb"]),
-        ("nvidia_h100_nvl", ["h100-nvl-94gb"]),
-        ("NVIDIA-H100-PCIe", ["h100-80gb-pcie"]),
-        ("NVIDIA-H200", ["h200-141gb"]),
-        ("NVIDIA-GH200-480GB", ["gh200-96gb"]),
-        ("NVIDIA-L40S", ["l40s-48gb"]),
-        ("l40", ["l40-48gb"]),
-        ("NVIDIA-A10G", ["a10g-24gb"]),
-        ("Tesla-V100-SXM2-32GB", ["v100-32gb"]),
-        ("NVIDIA-GeForce-RTX-4090", ["rtx-4090-24gb"]),
-        ("NVIDIA RTX A6000", ["a6000-48gb"]),
-        ("rtx_6000_ada_generation", ["rtx-6000-ada-48gb"]),
-        ("a40-48gb", ["a40-48gb"]),
-        ("Tesla-V100-SXM2-16GB", []),
-        ("A100-SXM4-64GB", []),
-        ("a100_3g.20gb", []),
-        ("NVIDIA-A100-SXM4-40GB-MIG-3g.20gb", []),
-        ("cpu", []),
-        ("", []),
-    ],
-)
-def test_schedulers_names_of_gpus(label: str, names: list[str]):
-    assert [gpu.name for gpu in gpus_named(label)] == names
-
-
-def test_memory_tells_apart_what_a_name_does_not():
-    assert [gpu.name for gpu in gpus_named("a100", 81920 / 1024)] == ["a100-80gb"]
-    assert [gpu.name for gpu in gpus_named("a100", 40960 / 1024)] == ["a100-40gb"]
-    assert gpus_named("v100", 16384 / 1024) == []
-
-
-def test_schedulers_names_in_the_table_are_plain_and_no_other_gpus_own():
-    table = gpus()
-    for gpu in table.values():
-        for name in gpu.scheduler_names:
-            assert plain_gpu_name(name) == name
-            assert name == gpu.name or name not in table
 
 
 def test_every_error_of_a_profile_at_once(tmp_path: Path):
