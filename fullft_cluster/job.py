@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fullft_cluster.attempt_time import (
+    DEFAULT_SECONDS,
+    MOST_SECONDS,
+    Attempt,
+    attempt_time,
+    requeues,
+    slurm_time,
+    too_short,
+)
 from fullft_cluster.config import Config
 from fullft_cluster.config_load import Resolved, to_yaml
 from fullft_cluster.errors import Problem, UsageError
@@ -14,6 +24,9 @@ from fullft_cluster.hardware import CPU, Cluster
 from fullft_cluster.plan import Frozen, Plan
 from fullft_cluster.quoting import check_name, check_text
 from fullft_cluster.units import slurm_time_seconds
+
+if TYPE_CHECKING:  # planning without an inventory does not wait for it
+    from fullft_cluster.inventory import Site
 
 
 class SlurmJob(Frozen, frozen=True):
@@ -55,14 +68,15 @@ HOST_MARGIN = 1.1
 
 _GRES = re.compile(r"(?:[A-Za-z0-9._-]+:)?[1-9][0-9]*")
 _MEM = re.compile(r"[0-9]+[KMGT]?")
-MOST_SECONDS = 10 * 365 * 86400
-"""Of a time limit. SLURM counts its minutes in 32 bits; ten years is a slip of the keyboard long before."""
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)
 
 
-def make_job(resolved: Resolved, plan: Plan, run_dir: Path, python: str) -> Job:
-    """Make the job of a plan. Raises UsageError for values that cannot stand in a script."""
+def make_job(resolved: Resolved, plan: Plan, run_dir: Path, python: str, site: Site | None = None) -> Job:
+    """Make the job of a plan; ``site``: where it is laid, if that was chosen from an inventory.
+
+    Raises UsageError for values that cannot stand in a script or that the site does not allow.
+    """
     config, cluster = resolved.config, resolved.cluster
     for value, where in ((str(run_dir), "output.runs_dir"), (python, "python")):
         check_text(value, where)
@@ -77,25 +91,51 @@ def make_job(resolved: Resolved, plan: Plan, run_dir: Path, python: str) -> Job:
         python=cluster.python or python,
         env=dict(sorted(cluster.env.items())),
         setup=cluster.setup,
-        slurm=_slurm_job(config, cluster, plan) if config.backend == "slurm" else None,
+        slurm=_slurm_job(config, cluster, plan, site) if config.backend == "slurm" else None,
     )
 
 
-def _slurm_job(config: Config, cluster: Cluster, plan: Plan) -> SlurmJob:
+def slurm_attempt(config: Config, plan: Plan, site: Site | None) -> Attempt:
+    """Return the time limit of one attempt, how many there will be, and why: as given, else from the forecast.
+
+    A limit is known of a site alone; without one, a day is asked for at most. Raises UsageError for a time that is
+    none, or that the site does not allow.
+    """
+    given, hours, lead = config.slurm.time, plan.time.hours, plan.signal_lead_seconds
+    if problems := list(_time_problems(config, plan, site)):
+        raise UsageError(problems)
+    if given is None:
+        limit, whose = _limit(site)
+        return attempt_time(hours, lead, limit, whose=whose)
+    if hours is None:
+        return Attempt(str(given), 1, f"--time={given}, as given")
+    attempts, sentence = requeues(hours, lead, slurm_time_seconds(str(given)))
+    return Attempt(str(given), attempts, f"--time={given}, as given: {sentence}")
+
+
+def _limit(site: Site | None) -> tuple[int | None, str]:
+    """Return the most that an attempt may be given, in seconds, and what sets it."""
+    if site is None or not site.limit_known:
+        return DEFAULT_SECONDS, "a day, as no limit is known"
+    partition = f"partition {site.partition}" if site.partition else "the default partition"
+    return site.time_limit_seconds, f"the limit of {partition}"
+
+
+def _slurm_job(config: Config, cluster: Cluster, plan: Plan, site: Site | None) -> SlurmJob:
     slurm = config.slurm
-    problems = list(_slurm_problems(config, plan))
+    problems = [*_time_problems(config, plan, site), *_slurm_problems(config)]
     if problems:
         raise UsageError(problems)
     share = plan.gpus_per_node / cluster.gpus_per_node
     return SlurmJob(
-        time=slurm.time,
+        time=slurm_attempt(config, plan, site).time,
         gpus_per_node=slurm.gpus_per_node or _gres(cluster, plan),
         cpus_per_task=slurm.cpus_per_task or max(1, math.floor(cluster.cpus_per_node * min(1.0, share))),
         mem=slurm.mem or f"{_host_memory_gib(plan)}G",
-        partition=slurm.partition,
+        partition=slurm.partition or (site.partition if site else None),
         account=slurm.account,
         qos=slurm.qos,
-        constraint=slurm.constraint,
+        constraint=slurm.constraint or (site.constraint if site else None),
         reservation=slurm.reservation,
         exclude=slurm.exclude,
         exclusive=slurm.exclusive,
@@ -138,29 +178,42 @@ def _environment_problems(cluster: Cluster) -> list[Problem]:
     return found
 
 
-def _slurm_problems(config: Config, plan: Plan) -> list[Problem]:
-    """Return what is wrong with the options of sbatch before SLURM is asked."""
-    slurm = config.slurm
-    found = []
+def _time_problems(config: Config, plan: Plan, site: Site | None) -> Iterator[Problem]:
+    """Yield what is wrong with the time limits before SLURM is asked."""
+    slurm, lead = config.slurm, plan.signal_lead_seconds
+    limit, whose = _limit(site)
+    if slurm.time is None and limit is not None and (problem := too_short(limit, lead, whose)):
+        yield problem
     for key in ("time", "prepare_time"):
         value = getattr(slurm, key)
+        if value is None:
+            continue
         try:
             seconds = slurm_time_seconds(value)
         except ValueError as error:
             what = str(error) if len(value) <= 40 else "is not a SLURM time"
-            found.append(Problem(f"slurm.{key}", what, "Write D-HH:MM:SS or HH:MM:SS."))
+            yield Problem(f"slurm.{key}", what, "Write D-HH:MM:SS or HH:MM:SS.")
             continue
         if seconds > MOST_SECONDS:
-            found.append(Problem(f"slurm.{key}", f"{value} is more than ten years", "Write D-HH:MM:SS or HH:MM:SS."))
-        if key == "time" and seconds <= plan.signal_lead_seconds:
-            found.append(
-                Problem(
-                    "slurm.time",
-                    f"{value} is not longer than the {plan.signal_lead_seconds} s that a step and a checkpoint take "
-                    "before the end",
-                    f"Write at least {_hms(2 * plan.signal_lead_seconds + 60)}.",
-                )
-            )
+            yield Problem(f"slurm.{key}", f"{value} is more than ten years", "Write D-HH:MM:SS or HH:MM:SS.")
+        elif site and limit is not None and seconds > limit and (key == "time" or _prepared_there(config)):
+            fix = f"Write at most {slurm_time(limit)}, or choose another partition."
+            what = f"{value} is longer than {slurm_time(limit)}, {whose}"
+            yield Problem(f"slurm.{key}", what, fix)
+        if key == "time" and seconds <= lead:
+            what = f"{value} is not longer than the {lead} s that a step and a checkpoint take before the end"
+            yield Problem("slurm.time", what, f"Write at least {_hms(2 * lead + 60)}.")
+
+
+def _prepared_there(config: Config) -> bool:
+    """Return whether the preparation goes to the partition of the training; else it goes to the default one."""
+    return config.slurm.partition is not None and config.slurm.prepare_partition is None
+
+
+def _slurm_problems(config: Config) -> list[Problem]:
+    """Return what is wrong with the other options of sbatch before SLURM is asked."""
+    slurm = config.slurm
+    found = []
     for key, pattern, example in (
         ("gpus_per_node", _GRES, "a100:8"),
         ("mem", _MEM, "900G"),

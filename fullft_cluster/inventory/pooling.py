@@ -68,7 +68,7 @@ class _Gpus(NamedTuple):
     """The GPUs of one type in nodes of one kind."""
 
     kind: str
-    count: int
+    gpus: int
     node: Node
     """One of them."""
     names: list[str]
