@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import memory_sections, speed_sections
+from benchmarks import gpu_section, memory_sections, speed_sections
 from benchmarks.plots import FIGURES, draw
 from benchmarks.tables import Bar, table
 from fullft_cluster import __version__
@@ -32,6 +32,7 @@ def page() -> tuple[str, list[Bar]]:
         memory_sections.foundry_verdicts,
         speed_sections.throughput,
         memory_sections.host_and_disk,
+        gpu_section.own_gpu,
     ):
         lines, decided = make()
         sections.append(lines)

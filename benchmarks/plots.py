@@ -32,6 +32,12 @@ def _save(figure: Any, path: Path) -> None:
     pyplot.close(figure)
 
 
+def _ticks(axis: Any, places: tuple[float, ...]) -> None:
+    """Put plain numbers on a logarithmic axis."""
+    axis.set_ticks(places, [f"{place:g}" for place in places])
+    axis.set_ticks([], minor=True)
+
+
 def memory(path: Path) -> None:
     """Draw each row of the ZeRO table: measured, ours, the other tools."""
     results = [judge.memory_result(row) for row in memory_rows("zero3_peak_llama7b.csv")]
@@ -50,9 +56,10 @@ def memory(path: Path) -> None:
     axes.set_yticks(places, [result.row.name for result in results])
     axes.invert_yaxis()
     axes.set_xscale("log")
+    _ticks(axes.xaxis, (0.5, 1, 2, 5, 10, 20, 50, 100, 200))
     axes.set_xlabel("peak of a GPU, GiB")
     axes.grid(axis="x", linewidth=0.4)
-    axes.legend(fontsize=7, loc="lower right")
+    figure.legend(fontsize=7, loc="outside upper center", ncols=4)
     _save(figure, path)
 
 
@@ -70,6 +77,8 @@ def throughput(path: Path) -> None:
     axes.plot(ends, ends, color=MEASURED, linewidth=0.8, label="as measured")
     axes.set_xscale("log")
     axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        _ticks(axis, (300, 500, 1000, 2000, 3000, 5000))
     axes.set_xlabel("measured, tokens a second and GPU")
     axes.set_ylabel("forecast, with its interval")
     axes.grid(linewidth=0.4)
