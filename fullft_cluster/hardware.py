@@ -44,9 +44,12 @@ class Gpu(Frozen, frozen=True, kw_only=True):
     host_gb_per_second: Amount
     """Bandwidth of one GPU to its node's memory, one direction, as measured on an idle link, in GB/s."""
     host_source: str
-    utilisation: Share
-    """Share of the peak that training is assumed to reach, counting recomputed FLOPs too (hardware utilisation)."""
-    utilisation_source: str
+    matmul_share: Share
+    """Share of peak_tflops that the best large matrix product reaches, as measured."""
+    matmul_source: str
+    attention_share: Share
+    """Share of peak_tflops that attention's kernels (FlashAttention 2) reach in training."""
+    attention_source: str
 
 
 class Cluster(Frozen, frozen=True, kw_only=True):

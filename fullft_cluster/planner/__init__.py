@@ -32,9 +32,9 @@ def make_plan(
     """
     gpu = load_gpu(cluster.gpu)
     problems = []
-    if config.train.seq_len > model.max_position_embeddings:
-        what = f"{config.train.seq_len} is more than the {model.max_position_embeddings} positions of {model.name}"
-        problems.append(Problem("train.seq_len", what, f"Write at most {model.max_position_embeddings}."))
+    if config.train.seq_len > model.longest_sequence:
+        what = f"{config.train.seq_len} is more than the {model.longest_sequence} positions of {model.name}"
+        problems.append(Problem("train.seq_len", what, f"Write at most {model.longest_sequence}."))
     if config.train.precision == "bf16" and not gpu.bf16:
         what = f"{gpu.name} does not compute in bf16"
         problems.append(Problem("train.precision", what, "Take a cluster with A100s or newer GPUs."))

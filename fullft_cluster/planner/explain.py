@@ -195,16 +195,17 @@ def _storage(choice: Choice) -> Iterator[Quantity]:
 
 
 TIME_PARTS: dict[str, tuple[str, str]] = {
-    "matrix_products": ("(6 or 8) x weights that multiply x tokens / (peak x matmul_efficiency)", "planner/speed.py"),
-    "attention": ("(3.5 or 4.5) x 2 x layers x seq_len x q x tokens / (peak x attention's efficiency)",
+    "matrix_products": ("(6 N + 2 N of what is recomputed) x tokens / (peak x matmul_share x 0.89)",
+                        "planner/speed.py"),
+    "attention": ("(3.5 or 4.5) x 2 x layers x seq_len x q x tokens / (peak x attention_share)",
                   "FlashAttention 2, https://arxiv.org/abs/2307.08691"),
     "elementwise": ("(3 or 4) x bytes of a pass x layers x hidden x tokens / (HBM's speed x 0.8)", "planner/speed.py"),
-    "computing": ("FLOPs / (peak x utilisation)", "configs/gpus.yaml"),
+    "computing": ("FLOPs / (peak x matmul_share)", "configs/gpus.yaml"),
     "communication": ("3 x e x parameters x (gpus - 1) / gpus / the narrower link, x exposed, a micro-step",
                       ZERO),
     "parameters_from_host": ("2 x e x shard / host link, a micro-step", "planner/speed.py"),
     "host_link": ("2 x e x shard / host link", "planner/speed.py"),
-    "optimizer_on_host": ("52 bytes x the node's share / 100 GB/s", "planner/speed.py"),
+    "optimizer_on_host": ("52 bytes x the node's share / 20 GB/s", "planner/speed.py"),
     "optimizer": ("46 bytes x shard / (memory's speed x 0.8)", "planner/speed.py"),
 }  # fmt: skip
 
