@@ -88,10 +88,11 @@ def to_plan(resolved: Resolved, inventory: Inventory | None = None) -> Planned:
     return Planned(dataclasses.replace(resolved, cluster=site.cluster), model, plan, site)
 
 
-def _rank(plan: Plan, objective: Objective) -> float:
-    """Return what the best of several plans has least of."""
+def _rank(plan: Plan, objective: Objective) -> tuple[bool, float]:
+    """Return what the best of several plans has least of; offload is a last resort here too."""
     seconds = plan.time.step_seconds.expected / plan.global_batch_size
-    return {"fewest-gpus": float(plan.gpus), "least-cost": plan.gpus * seconds, "fastest": seconds}[objective]
+    least = {"fewest-gpus": float(plan.gpus), "least-cost": plan.gpus * seconds, "fastest": seconds}
+    return plan.offload != "none", least[objective]
 
 
 def to_job(
