@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -38,7 +39,7 @@ def _configuration(context: str | None) -> Any:
     configuration = kubernetes.client.Configuration()
     configuration.retries = False
     try:
-        kubernetes.config.load_kube_config(context=context, client_configuration=configuration)
+        kubernetes.config.load_kube_config(_kubeconfig(), context, configuration)
     except kubernetes.config.ConfigException as error:
         if context is not None:
             raise UsageError(_no_context(context, str(error))) from None
@@ -51,11 +52,16 @@ def _configuration(context: str | None) -> Any:
     return configuration
 
 
+def _kubeconfig() -> str | None:
+    """Return what KUBECONFIG says now; the client looks at it once, when it is imported."""
+    return os.environ.get("KUBECONFIG") or None
+
+
 def _no_context(context: str, words: str) -> Problem:
     import kubernetes.config
 
     try:
-        contexts, _ = kubernetes.config.list_kube_config_contexts()
+        contexts, _ = kubernetes.config.list_kube_config_contexts(_kubeconfig())
     except kubernetes.config.ConfigException:
         return Problem("inventory", f"no context {context!r}: {words}", "Set KUBECONFIG.")
     names = [entry["name"] for entry in contexts]

@@ -89,7 +89,10 @@ def _kinds(asked: _Question, names: tuple[str, ...]) -> Iterator[list[Pool]]:
     for pool in asked.inventory.pools:
         if names and not set(names) & set(pool.partitions):
             continue
-        if not (asked.on_cpus or pool.gpus_per_node) or not has_features(pool.features, asked.config.slurm.constraint):
+        wanted = asked.profile.slurm_gpu_type if asked.on_cpus else None
+        if not (asked.on_cpus or pool.gpus_per_node) or wanted not in (None, pool.gpu_type):
+            continue
+        if not has_features(pool.features, asked.config.slurm.constraint):
             continue
         key = () if asked.on_cpus else (pool.gpu_type, pool.gpus_per_node, pool.candidates)
         kinds.setdefault(key, []).append(pool)
@@ -224,7 +227,7 @@ def _site(asked: _Question, pools: list[Pool], gpu: str, limits: Bounds, nodes: 
         max_nodes=min(number for number in most if number is not None),
         cpus_per_node=max(1, int(share * min(pool.cpus_per_node for pool in pools))),
         host_memory_gib=round(share * (1 - KEPT_SHARE) * memory, 1),
-        slurm_gpu_type=first.gpu_type if asked.inventory.source == "slurm" and gpu != CPU else None,
+        slurm_gpu_type=_slurm_gpu_type(asked, first),
     )
     return Site(
         cluster=cluster,
@@ -235,6 +238,12 @@ def _site(asked: _Question, pools: list[Pool], gpu: str, limits: Bounds, nodes: 
         constraint=None,
         notes=limits.notes,
     )
+
+
+def _slurm_gpu_type(asked: _Question, pool: Pool) -> str | None:
+    if asked.on_cpus:
+        return asked.profile.slurm_gpu_type
+    return pool.gpu_type if asked.inventory.source == "slurm" else None
 
 
 def _profile(asked: _Question, gpu: str) -> Cluster:
