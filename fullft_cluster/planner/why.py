@@ -54,10 +54,10 @@ def _memory(choice: Choice) -> Iterator[str]:
     if variant.activation_checkpointing:
         yield (
             f"Activations are recomputed: they take {in_gib(checkpoints)} where all of them would take {in_gib(full)}, "
-            "for a third more compute."
+            "for about a quarter more compute."
         )
     elif setup.gpu != CPU:
-        yield f"Activations are kept ({in_gib(full)}), as they fit: recomputing them would cost a third more compute."
+        yield f"Activations are kept ({in_gib(full)}), as they fit: recomputing them would cost a quarter more compute."
     if variant.zero_stage < 3:
         yield (
             f"ZeRO-{variant.zero_stage}: every GPU keeps the parameters whole, because they fit and nothing has to be "
