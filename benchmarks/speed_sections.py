@@ -15,7 +15,7 @@ Section = tuple[list[str], list[Bar]]
 SPEED_MEAN, COVERED = 0.06, 0.90
 
 MEANING = {
-    "matmul_efficiency": "share of the data sheet's FLOP/s that large bf16 matrix products reach",
+    "matmul_efficiency": "share of the best matrix product's speed that the products of a model's shapes reach",
     "exposed": "seconds lost per second that communication takes at the links' nominal speed",
     "deepspeed_slowdown": "computing under transformers + DeepSpeed over the same work in LLM-foundry's FSDP",
 }
@@ -65,7 +65,7 @@ def throughput() -> Section:
         Bar(
             "throughput: the interval holds 90 % of the rows",
             covered(everything) >= COVERED,
-            f"{share(covered(everything))} of {len(everything)} rows, offload among them",
+            f"{share(covered(everything))} of {len(everything)} rows; without offload {share(covered(results))}",
         ),
     ]
     lines = [
@@ -73,13 +73,15 @@ def throughput() -> Section:
         "",
         "Tokens a second and GPU. Constants are fitted together to LLM-foundry's rows (FSDP) and the ZeRO table's",
         "without offload (DeepSpeed), by `python -m benchmarks.fit`; `left out` is the error of a row under constants",
-        "fitted without it.",
+        "fitted without it. What else the forecast takes (kernels' and memory's speed, traffic) is from elsewhere, with",
+        "its source in `fullft_cluster/planner/speed.py` and `configs/gpus.yaml`.",
         "",
         *constants(),
         "",
         *speed_table(results, left_out=True),
         "",
-        "With the optimizer, or all, on the host; nothing is fitted to these:",
+        "With the optimizer, or all, on the host. The host's speed is a default that was chosen with these three rows in",
+        "view, on one machine: they are no test of it, and other hosts differ, which is why the interval is wide.",
         "",
         *speed_table(on_host, left_out=False),
         "",
@@ -115,6 +117,13 @@ def extra_throughput() -> list[str]:
     foundry = [judge.speed_result(row) for row in foundry_rows("extra_llm_foundry.csv")]
     others = [judge.speed_result(row) for row in extra_speed_rows()]
     gist = [judge.speed_result(row) for row in gist_speed_rows("extra_zero_llama7b.csv")]
-    lines = ["### Throughput", "", *_summary(foundry, _group), ""]
+    lines = ["### Throughput", ""]
+    lines += [
+        "Constants are not fitted to these rows; the intervals' widths, and that they are wider for GPUs that no fitted",
+        "row ran on, were set after they had been looked at.",
+        "",
+        *_summary(foundry, _group),
+        "",
+    ]
     lines += [f"All {len(foundry)} rows: {share(covered(foundry))} inside the interval.", ""]
     return [*lines, "Other stacks:", "", *speed_table([*others, *gist], left_out=False)]
