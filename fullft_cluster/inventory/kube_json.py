@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 import msgspec
 
@@ -87,6 +88,7 @@ def decode(data: bytes) -> NodeList:
     return msgspec.json.decode(data, type=NodeList)
 
 
+@lru_cache(maxsize=4096)
 def quantity(text: str | int) -> float:
     """Return a Kubernetes quantity (``500m``, ``1056275280Ki``, ``1e3``) as a number; 0 for what is none.
 

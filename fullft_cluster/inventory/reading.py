@@ -32,12 +32,9 @@ def from_slurm(
     return Inventory(source="slurm", version=version, pools=made, partitions=told, qos=qos, access=access)
 
 
-def from_kubernetes(pages: Iterable[bytes], version: str = "", where: str = "kubernetes") -> Inventory:
-    """Return the inventory of the pages of ``GET /api/v1/nodes``. Raises UsageError for what is none."""
-    try:
-        nodes = [node for page in pages for node in kube_json.nodes(kube_json.decode(page).items)]
-    except msgspec.DecodeError as error:
-        raise UsageError(Problem(where, f"is not a list of nodes: {error}", HOW)) from None
+def from_kubernetes(pages: Iterable[kube_json.NodeList], version: str = "") -> Inventory:
+    """Return the inventory of the pages of ``GET /api/v1/nodes``."""
+    nodes = (node for page in pages for node in kube_json.nodes(page.items))
     return Inventory(source="kubernetes", version=version, pools=pools(nodes, idle_known=False))
 
 
@@ -60,7 +57,10 @@ def from_file(data: bytes, where: str) -> Inventory:
     if kind.pools is not msgspec.UNSET:
         return Inventory.from_json(data, where)
     if kind.items is not msgspec.UNSET:
-        return from_kubernetes([data], where=where)
+        try:
+            return from_kubernetes([kube_json.decode(data)])
+        except msgspec.DecodeError as error:
+            raise UsageError(Problem(where, f"is not a list of nodes: {error}", HOW)) from None
     if kind.nodes is msgspec.UNSET and kind.sinfo is msgspec.UNSET:
         raise UsageError(Problem(where, "is JSON, but of no kind that lists nodes", HOW))
     return _from_slurm_json(data, where)
