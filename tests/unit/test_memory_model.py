@@ -150,7 +150,8 @@ def test_no_part_is_negative_and_more_never_needs_less(one: Setup) -> None:
     assert needed(replace(one, micro_batch_size=2 * one.micro_batch_size)) >= needed(one)
     assert needed(replace(one, seq_len=2 * one.seq_len)) >= needed(one)
     if one.loss != "chunked":
-        assert needed(replace(one, loss="chunked")) <= needed(one) + one.tokens * one.model.hidden_size * 4
+        gradient = one.tokens * one.model.hidden_size * one.element_bytes  # of the hidden states; with fragmentation
+        assert needed(replace(one, loss="chunked")) <= needed(one) + 1.06 * gradient + 1
 
 
 @settings(max_examples=60, deadline=None)
