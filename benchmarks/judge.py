@@ -36,6 +36,11 @@ class MemoryResult:
         """Return our relative error; positive = too much."""
         return self.ours / self.row.peak_gib - 1
 
+    @property
+    def inside(self) -> bool:
+        """Return whether the measurement lies between the low and the high end, to the digit that is published."""
+        return round(self.low, 1) <= self.row.peak_gib <= round(self.high, 1)
+
     def error_of(self, tool: str) -> float:
         """Return another tool's relative error."""
         return self.others[tool] / self.row.peak_gib - 1

@@ -63,6 +63,8 @@ def peaks() -> Section:
         "",
         *peak_table(results),
         "",
+        f"{sum(result.inside for result in results)} of {len(results)} lie between our low and high end.",
+        "",
         "(1) The published batch contradicts the published allocated memory; the batch is the one that the memory",
         "follows from. Reported, and in no mean. (2) Read before the first optimizer step, when Adam's moments were",
         "not there ([benchmarks/data](../benchmarks/data/README.md)); ours is for that moment too, the other tools'",

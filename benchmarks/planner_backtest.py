@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import gpu_section, memory_sections, speed_sections
-from benchmarks.plots import FIGURES, draw
+from benchmarks.plots import draw, stale
 from benchmarks.tables import Bar, table
 from fullft_cluster import __version__
 
@@ -77,8 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     text, bars = page()
     show(bars)
     if options.check:
-        missing = [name for name in FIGURES if not (DOCS / name).is_file()]
-        if missing or not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
+        if stale(DOCS) or not PAGE.is_file() or PAGE.read_text(encoding="utf-8") != text:
             print(f"{PAGE} is out of date: run `python -m benchmarks.planner_backtest`", file=sys.stderr)
             return 1
         return 0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +87,21 @@ def throughput(path: Path) -> None:
     axes.grid(linewidth=0.4)
     axes.legend(fontsize=7)
     _save(figure, path)
+
+
+def stale(folder: Path) -> list[str]:
+    """Return the figures that are missing, or not what would be drawn now.
+
+    Only the matplotlib that drew them can tell: another version draws the same figure in other bytes.
+    """
+    wrong = [name for name in FIGURES if not (folder / name).is_file()]
+    if wrong or importlib.util.find_spec("matplotlib") is None:
+        return wrong
+    version = f"Matplotlib v{importlib.metadata.version('matplotlib')},"
+    drawn_by_it = [name for name in FIGURES if version in (folder / name).read_text(encoding="utf-8")]
+    with tempfile.TemporaryDirectory() as now:
+        draw(Path(now))
+        return [name for name in drawn_by_it if Path(now, name).read_bytes() != (folder / name).read_bytes()]
 
 
 def draw(folder: Path) -> None:

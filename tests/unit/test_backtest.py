@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import competitors, fit, gpu_section, judge, planner_backtest, rows, tables  # noqa: E402
+from benchmarks import competitors, fit, gpu_section, judge, planner_backtest, plots, rows, tables  # noqa: E402
 from benchmarks.competitors import Case  # noqa: E402
 from benchmarks.gpu_memory import COLUMNS, planned_gib  # noqa: E402
 from benchmarks.gpu_memory import Case as Measured  # noqa: E402
@@ -41,10 +41,20 @@ def backtest():
 def test_the_page_is_what_the_backtest_writes(backtest):
     text, _ = backtest
     assert planner_backtest.PAGE.read_text(encoding="utf-8") == text, "run `python -m benchmarks.planner_backtest`"
-    for name in planner_backtest.FIGURES:
-        figure = (planner_backtest.DOCS / name).read_text(encoding="utf-8")
-        assert "<dc:date>" not in figure
+    assert plots.stale(planner_backtest.DOCS) == []
+    for name in plots.FIGURES:
+        assert "<dc:date>" not in (planner_backtest.DOCS / name).read_text(encoding="utf-8")
         assert f"]({name})" in text
+
+
+def test_a_figure_that_is_not_what_would_be_drawn_is_noticed(tmp_path):
+    assert plots.stale(tmp_path) == list(plots.FIGURES)
+    pytest.importorskip("matplotlib")
+    plots.draw(tmp_path)
+    assert plots.stale(tmp_path) == []
+    changed = tmp_path / plots.FIGURES[0]
+    changed.write_text(changed.read_text(encoding="utf-8") + "<!-- -->", encoding="utf-8")
+    assert plots.stale(tmp_path) == [plots.FIGURES[0]]
 
 
 def test_bars_that_are_met_stay_met(backtest):
