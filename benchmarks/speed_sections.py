@@ -50,22 +50,23 @@ def throughput() -> Section:
     """Return the section on the rows that constants were fitted to, and offload."""
     results = judge.fitted_results()
     errors = [result.left_out_error or 0.0 for result in results]
-    foundry = [result for result in results if result.row.setup.engine == "fsdp"]
-    deepspeed = [result for result in results if result.row.setup.engine == "deepspeed"]
+    by_engine = {
+        engine: share(mean([r.left_out_error or 0.0 for r in results if r.row.setup.engine == engine]))
+        for engine in ("fsdp", "deepspeed")
+    }
     offloaded = [r for r in gist_speed_rows("zero3_peak_llama7b.csv") if r.setup.offload != "none"]
     on_host = [judge.speed_result(row) for row in offloaded]
-    everything = [*results, *on_host]
     bars = [
         Bar(
             "throughput: mean error leave-one-out at most 6 %, three constants",
             mean(errors) <= SPEED_MEAN,
-            f"{share(mean(errors))} (LLM-foundry {share(mean([r.left_out_error or 0.0 for r in foundry]))}, "
-            f"DeepSpeed {share(mean([r.left_out_error or 0.0 for r in deepspeed]))})",
+            f"{share(mean(errors))} (LLM-foundry {by_engine['fsdp']}, DeepSpeed {by_engine['deepspeed']})",
         ),
         Bar(
             "throughput: the interval holds 90 % of the rows",
-            covered(everything) >= COVERED,
-            f"{share(covered(everything))} of {len(everything)} rows; without offload {share(covered(results))}",
+            covered([*results, *on_host]) >= COVERED,
+            f"{share(covered([*results, *on_host]))} of {len(results) + len(on_host)} rows; "
+            f"without offload {share(covered(results))}",
         ),
     ]
     lines = [
