@@ -36,18 +36,19 @@ def peak_table(results: list[MemoryResult]) -> list[str]:
     return table(head, rows)
 
 
-def peaks() -> Section:
-    """Return the section on peak memory."""
-    results = [judge.memory_result(row) for row in memory_rows("zero3_peak_llama7b.csv")]
+def peak_bars(results: list[MemoryResult]) -> list[Bar]:
+    """Return the bars on peak memory; rows whose batch is inferred decide none."""
     sure = [result for result in results if not result.row.inferred]
     zero3 = [result for result in sure if result.row.setup.zero_stage == 3]
     held = [result for result in sure if result.row.setup.offload == "none"]
     offloaded = [result for result in sure if result.row.setup.offload != "none"]
     worst, worst_offload = (max((r.error for r in group), key=abs) for group in (held, offloaded))
     average, average_zero3 = mean([r.error for r in sure]), mean([r.error for r in zero3])
-    bars = [
+    return [
         Bar(
-            "peak memory: every sure row without offload within 10 %", abs(worst) <= PEAK_ROW, f"worst {percent(worst)}"
+            "peak memory: every sure row without offload within 10 %",
+            abs(worst) <= PEAK_ROW,
+            f"worst {percent(worst)}",
         ),
         Bar(
             "peak memory: mean of the sure rows, offload among them, within 5 %",
@@ -60,6 +61,11 @@ def peaks() -> Section:
             f"worst {percent(worst_offload)}",
         ),
     ]
+
+
+def peaks() -> Section:
+    """Return the section on peak memory."""
+    results = [judge.memory_result(row) for row in memory_rows("zero3_peak_llama7b.csv")]
     lines = [
         "## Peak memory of a GPU",
         "",
@@ -72,13 +78,13 @@ def peaks() -> Section:
         f"{sum(result.inside for result in results)} of {len(results)} lie between our low and high end.",
         "",
         "(1) The published batch contradicts the published allocated memory; the batch is the one that the memory",
-        "follows from. Not sure, so reported and in no bar. (2) Read before the first optimizer step, when Adam's moments were",
+        "follows from. Not sure, so in no bar. (2) Read before the first optimizer step, when Adam's moments were",
         "not there ([benchmarks/data](../benchmarks/data/README.md)); ours is for that moment too, the other tools'",
         "figures are as they print them. A run that steps takes more: see the row at batch 4 below.",
         "",
         "![Peak memory, measured and forecast](backtest-memory.svg)",
     ]
-    return lines, bars
+    return lines, peak_bars(results)
 
 
 def tools() -> list[str]:
