@@ -94,6 +94,10 @@ class Bounds:
     time_limit_seconds: int | None = None
     max_nodes: int | None = None
     max_gpus: int | None = None
+    cpus: int | None = None
+    """Of one node."""
+    memory_gib: float | None = None
+    """Of one node."""
     known: bool = True
     """False where the inventory describes no partition."""
     notes: tuple[str, ...] = ()
@@ -124,6 +128,8 @@ def bounds(partitions: list[Partition], inventory: Inventory, config: Config, gp
         time_limit_seconds=time[0] if time else None,
         max_nodes=max_nodes[0] if max_nodes else None,
         max_gpus=max_gpus[0] if max_gpus else None,
+        cpus=min((p.max_cpus_per_node for p in partitions if p.max_cpus_per_node is not None), default=None),
+        memory_gib=min((p.max_memory_gib for p in partitions if p.max_memory_gib is not None), default=None),
         known=bool(partitions),
         notes=tuple(notes),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from fullft_cluster.errors import Problem, UsageError
@@ -53,6 +55,9 @@ class Partition(Frozen, frozen=True, kw_only=True):
     default_time_seconds: int | None = None
     max_nodes: int | None = None
     """Nodes of one job."""
+    max_cpus_per_node: int | None = None
+    max_memory_gib: float | None = None
+    """Of one node."""
     qos: str | None = None
     """The partition's own QOS, whose limits bind every job in it."""
     priority_tier: int = 1
@@ -88,8 +93,7 @@ class Access(Frozen, frozen=True, kw_only=True):
 class Inventory(Frozen, frozen=True, kw_only=True):
     """What a cluster has, as its scheduler told it."""
 
-    source: str
-    """``slurm`` or ``kubernetes``."""
+    source: Literal["slurm", "kubernetes"]
     version: str = ""
     """Of the scheduler: ``24.11.5``; empty where it was not said."""
     pools: tuple[Pool, ...]

@@ -6,21 +6,24 @@ A job stays in one kind of nodes and in one partition.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import msgspec
 
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, UsageError
-from fullft_cluster.hardware import CPU, Cluster, clusters, load_cluster
+from fullft_cluster.hardware import CPU, Cluster
 from fullft_cluster.inventory.access import Bounds, asked_partitions, bounds, count, hints, refusal
+from fullft_cluster.inventory.choice import Question, constraint, gpu_of, profile_for, slurm_gpu_type
 from fullft_cluster.inventory.features import has_features
-from fullft_cluster.inventory.gpu_names import cut, memory_gb
 from fullft_cluster.inventory.nouns import Inventory, Partition, Pool
 from fullft_cluster.plan import Frozen
+from fullft_cluster.units import duration
 
 KEPT_SHARE = 0.03
 """Of a node's memory, not planned with: what grows outside a job's own count, as page tables and slab. A default."""
+
+
+ENDLESS = float("inf")
 
 
 class Site(Frozen, frozen=True, kw_only=True):
@@ -43,19 +46,6 @@ class Site(Frozen, frozen=True, kw_only=True):
     """Sentences for the user: what limits the choice, what was guessed."""
 
 
-@dataclass(frozen=True)
-class _Question:
-    inventory: Inventory
-    profile: Cluster
-    config: Config
-    chosen: bool
-
-    @property
-    def on_cpus(self) -> bool:
-        """Return whether the nodes are wanted for their CPUs."""
-        return self.chosen and self.profile.gpu == CPU
-
-
 def sites(inventory: Inventory, profile: Cluster, config: Config, *, chosen: bool = False) -> list[Site]:
     """Return the sites of an inventory: those with the profile's GPU first, of them those in the default partition,
     then those with most GPUs.
@@ -64,12 +54,12 @@ def sites(inventory: Inventory, profile: Cluster, config: Config, *, chosen: boo
     figures of the shipped profile for those. Raises UsageError where no site is left (an unknown or closed partition,
     one without GPUs, no node with the GPU, none up), saying what there is instead.
     """
-    asked = _Question(inventory, profile, config, chosen)
+    asked = Question(inventory, profile, config, chosen)
     names = asked_partitions(inventory, config, gpus=not asked.on_cpus)
     found: list[Site] = []
     passed_over: dict[str, None] = {}
     for kind in _kinds(asked, names):
-        gpu, note = _gpu(asked, kind[0])
+        gpu, note = gpu_of(asked, kind[0])
         if gpu is None:
             passed_over[note] = None
             continue
@@ -83,7 +73,7 @@ def sites(inventory: Inventory, profile: Cluster, config: Config, *, chosen: boo
     return sorted(found, key=lambda site: (site.cluster.gpu != profile.gpu, site.partition not in default))
 
 
-def _kinds(asked: _Question, names: tuple[str, ...]) -> Iterator[list[Pool]]:
+def _kinds(asked: Question, names: tuple[str, ...]) -> Iterator[list[Pool]]:
     """Yield pools of one kind of GPU and as many of them in a node, though in different partitions, most GPUs first."""
     kinds: dict[tuple[object, ...], list[Pool]] = {}
     for pool in asked.inventory.pools:
@@ -99,36 +89,10 @@ def _kinds(asked: _Question, names: tuple[str, ...]) -> Iterator[list[Pool]]:
     yield from sorted(kinds.values(), key=lambda kind: -sum(pool.nodes_up * pool.gpus_per_node for pool in kind))
 
 
-def _gpu(asked: _Question, pool: Pool) -> tuple[str | None, str]:
-    """Return the GPU of a pool in our table and how that was found, or None and why not."""
-    profile, of = asked.profile, f"{asked.inventory.source}'s GPU {pool.gpu_type or 'without a type'}"
-    if asked.on_cpus:
-        return CPU, ""
-    if pool.gpu is not None and not asked.chosen:
-        return pool.gpu, ""
-    if pool.gpu is not None and profile.gpu in pool.candidates:
-        return profile.gpu, ""
-    if profile.gpu in pool.candidates:
-        others = " or ".join(name for name in pool.candidates if name != profile.gpu)
-        how = f"as the profile {profile.name} says" if asked.chosen else f"as in the default profile {profile.name}"
-        return profile.gpu, f"{of} is taken for {profile.gpu}, {how}; for {others}, name a profile by --cluster"
-    if asked.chosen and not pool.candidates and pool.gpu_type in (None, profile.slurm_gpu_type):
-        return profile.gpu, f"{of} is taken for {profile.gpu}, as the profile {profile.name} says"
-    if asked.chosen and pool.candidates:
-        return (
-            None,
-            f"{pool.names} has {' or '.join(pool.candidates)}, and the profile {profile.name} is for {profile.gpu}",
-        )
-    if pool.candidates:
-        others = " or ".join(pool.candidates[1:])
-        least = f"{of} is taken for {pool.candidates[0]}, the one with least memory"
-        return pool.candidates[0], f"{least}; for {others}, name a profile by --cluster"
-    return None, f"{pool.names}: {pool.note}"
-
-
-def _of_kind(asked: _Question, kind: list[Pool], gpu: str, note: str, names: tuple[str, ...]) -> Iterator[Site]:
+def _of_kind(asked: Question, kind: list[Pool], gpu: str, note: str, names: tuple[str, ...]) -> Iterator[Site]:
     """Yield the sites of a kind of nodes: of its best partition, and of others only where those have more nodes."""
     most = 0
+    longer = _longer(asked, kind, names)
     for partitions in _choices(asked, kind, names):
         here = {partition.name for partition in partitions}
         pools = [pool for pool in kind if not here or here & set(pool.partitions)]
@@ -137,40 +101,15 @@ def _of_kind(asked: _Question, kind: list[Pool], gpu: str, note: str, names: tup
         for site in made:
             given = asked.config.slurm.partition if names else None
             named = given or (partitions[0].name if partitions else None)
-            feature, warning = _constraint(asked, pools, gpu, here)
-            notes = (note, warning, *_notes(asked, pools, partitions), *site.notes)
+            feature, warning = constraint(asked, pools, gpu, here)
+            notes = (note, warning, *_notes(asked, pools, partitions), *site.notes, "" if most else longer)
             yield msgspec.structs.replace(
                 site, partition=named, constraint=feature, notes=tuple(text for text in notes if text)
             )
         most = max([most, *(site.cluster.max_nodes for site in made)])
 
 
-def _constraint(asked: _Question, pools: list[Pool], gpu: str, here: set[str]) -> tuple[str | None, str]:
-    """Return a feature that keeps a job off nodes whose GPUs have its type and less memory, and words on it."""
-    if asked.inventory.source != "slurm" or asked.on_cpus or asked.config.slurm.constraint:
-        return None, ""
-    mine = pools[0]
-    others = [
-        pool
-        for pool in asked.inventory.pools
-        if pool.gpus_per_node
-        and mine.gpu_type in (pool.gpu_type, None)
-        and pool.candidates != mine.candidates
-        and (not here or here & set(pool.partitions))
-        and (not pool.candidates or memory_gb(pool.candidates[0]) < memory_gb(gpu))
-    ]
-    if not others:
-        return None, ""
-    own = [name for name in mine.features if all(name in pool.features for pool in pools)]
-    only = [name for name in own if not any(name in pool.features for pool in others)]
-    names = ", ".join(pool.names for pool in others)
-    if not only:
-        return None, f"the GPUs of {names} have the same type and may have less memory: set slurm.exclude"
-    feature = max(only, key=lambda name: cut(name).core in gpu and cut(name).memory_gb is not None)
-    return feature, f"the GPUs of {names} have the same type and may have less memory: the job asks for {feature}"
-
-
-def _choices(asked: _Question, kind: list[Pool], names: tuple[str, ...]) -> Iterator[list[Partition]]:
+def _choices(asked: Question, kind: list[Pool], names: tuple[str, ...]) -> Iterator[list[Partition]]:
     """Yield the partitions that lead to a kind of nodes, the best first: the default one, then the longest limits."""
     there = {name for pool in kind for name in pool.partitions if pool.nodes_up}
     described = [partition for partition in asked.inventory.partitions if partition.name in there]
@@ -180,17 +119,32 @@ def _choices(asked: _Question, kind: list[Pool], names: tuple[str, ...]) -> Iter
         yield []
     else:
         usable = [p for p in described if not refusal(p, asked.inventory, asked.config)]
-        endless = float("inf")
         yield from (
             [partition]
             for partition in sorted(
                 usable,
-                key=lambda p: (not p.default, -(endless if p.time_limit_seconds is None else p.time_limit_seconds)),
+                key=lambda p: (not p.default, -(ENDLESS if p.time_limit_seconds is None else p.time_limit_seconds)),
             )
         )
 
 
-def _of_sizes(asked: _Question, pools: list[Pool], gpu: str, limits: Bounds) -> Iterator[Site]:
+def _longer(asked: Question, kind: list[Pool], names: tuple[str, ...]) -> str:
+    """Return which partition has the same nodes for longer than the one that comes first, if one does."""
+    choices = [] if names else [choice[0] for choice in _choices(asked, kind, names) if choice]
+    if len(choices) < 2 or choices[0].time_limit_seconds is None:
+        return ""
+    first, second = choices[:2]
+    nodes = [
+        sum(_free(asked, pool) for pool in kind if partition.name in pool.partitions) for partition in (first, second)
+    ]
+    limit = second.time_limit_seconds
+    if nodes[1] < nodes[0] or (limit is not None and limit <= choices[0].time_limit_seconds):
+        return ""
+    how_long = "without a limit" if limit is None else f"for {duration(limit)}"
+    return f"partition {second.name} has these nodes {how_long}: give --partition {second.name} for fewer requeues"
+
+
+def _of_sizes(asked: Question, pools: list[Pool], gpu: str, limits: Bounds) -> Iterator[Site]:
     """Yield a site for each size of node, the smallest first, with all nodes that are at least so large."""
     last = 0
     sizes = sorted({(pool.host_memory_gib, pool.cpus_per_node) for pool in pools}, reverse=True)
@@ -204,13 +158,13 @@ def _of_sizes(asked: _Question, pools: list[Pool], gpu: str, limits: Bounds) -> 
     yield from reversed(made)
 
 
-def _free(asked: _Question, pool: Pool) -> int:
+def _free(asked: Question, pool: Pool) -> int:
     """Return the nodes of a pool that a job may get: those in a reservation only for one that names it."""
     return pool.nodes_up if asked.config.slurm.reservation else pool.nodes_up - pool.nodes_reserved
 
 
-def _site(asked: _Question, pools: list[Pool], gpu: str, limits: Bounds, nodes: int) -> Site:
-    profile, first = _profile(asked, gpu), pools[0]
+def _site(asked: Question, pools: list[Pool], gpu: str, limits: Bounds, nodes: int) -> Site:
+    profile, first = profile_for(asked, gpu), pools[0]
     per_node = profile.gpus_per_node if gpu == CPU else first.gpus_per_node
     share = 1.0
     if limits.max_gpus is not None and limits.max_gpus < per_node:
@@ -218,16 +172,17 @@ def _site(asked: _Question, pools: list[Pool], gpu: str, limits: Bounds, nodes: 
     most = [nodes, limits.max_nodes, limits.max_gpus // per_node if limits.max_gpus else None]
     if asked.chosen:  # a bound that its author set
         most.append(profile.max_nodes)
-    memory = min(pool.host_memory_gib for pool in pools)
+    memory = min([pool.host_memory_gib for pool in pools] + [limits.memory_gib or ENDLESS])
+    cpus = min([pool.cpus_per_node for pool in pools] + [limits.cpus or ENDLESS])
     idle = [pool.nodes_idle for pool in pools]
     cluster = msgspec.structs.replace(
         profile,
         gpu=gpu,
         gpus_per_node=per_node,
         max_nodes=min(number for number in most if number is not None),
-        cpus_per_node=max(1, int(share * min(pool.cpus_per_node for pool in pools))),
+        cpus_per_node=max(1, int(share * cpus)),
         host_memory_gib=round(share * (1 - KEPT_SHARE) * memory, 1),
-        slurm_gpu_type=_slurm_gpu_type(asked, first),
+        slurm_gpu_type=slurm_gpu_type(asked, first),
     )
     return Site(
         cluster=cluster,
@@ -240,25 +195,13 @@ def _site(asked: _Question, pools: list[Pool], gpu: str, limits: Bounds, nodes: 
     )
 
 
-def _slurm_gpu_type(asked: _Question, pool: Pool) -> str | None:
-    if asked.on_cpus:
-        return asked.profile.slurm_gpu_type
-    return pool.gpu_type if asked.inventory.source == "slurm" else None
-
-
-def _profile(asked: _Question, gpu: str) -> Cluster:
-    """Return the profile whose bandwidths and environment hold for a GPU: the given one, or the shipped one for it."""
-    if asked.chosen or asked.profile.gpu == gpu:
-        return asked.profile
-    if gpu in clusters():
-        return load_cluster(gpu)
-    shipped = (load_cluster(name) for name in clusters())
-    return next((profile for profile in shipped if profile.gpu == gpu), asked.profile)
-
-
-def _notes(asked: _Question, pools: list[Pool], partitions: list[Partition]) -> Iterator[str]:
+def _notes(asked: Question, pools: list[Pool], partitions: list[Partition]) -> Iterator[str]:
     """Yield what the user should know of the nodes of a site."""
     up = sum(pool.nodes_up for pool in pools)
+    if asked.chosen and asked.profile.max_nodes < up:
+        yield f"the profile {asked.profile.name} allows {count(asked.profile.max_nodes, 'node')}"
+    if asked.inventory.source == "kubernetes":
+        yield "how many of their GPUs are free now is not known"
     yield f"{up} of {count(sum(pool.nodes for pool in pools), 'node')} up: {','.join(pool.names for pool in pools)}"
     reserved = sum(pool.nodes_reserved for pool in pools)
     if reserved and not asked.config.slurm.reservation:
@@ -276,7 +219,7 @@ def _notes(asked: _Question, pools: list[Pool], partitions: list[Partition]) -> 
             yield f"partition {partition.name} has {count(hidden, 'node')} more, hidden while powered down"
 
 
-def _nothing(asked: _Question, reasons: Iterable[str]) -> Problem:
+def _nothing(asked: Question, reasons: Iterable[str]) -> Problem:
     """Say why no site is left."""
     wanted = (
         "no node" if asked.on_cpus else f"no node with a {asked.profile.gpu}" if asked.chosen else "no node with a GPU"

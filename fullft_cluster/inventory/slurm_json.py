@@ -54,6 +54,8 @@ class _NodesOf(msgspec.Struct, frozen=True):
 class _Maximums(msgspec.Struct, frozen=True):
     time: _Count = None
     nodes: _Count = None
+    cpus_per_node: _Count = None
+    partition_memory_per_node: _Count = None
 
 
 class _Defaults(msgspec.Struct, frozen=True):
@@ -188,6 +190,8 @@ def _partition(partition: _JsonPartition) -> Partition:
         time_limit_seconds=limit * 60 if limit is not None else None,
         default_time_seconds=default * 60 if default else None,
         max_nodes=_count(partition.maximums.nodes),
+        max_cpus_per_node=_count(partition.maximums.cpus_per_node) or None,
+        max_memory_gib=(_count(partition.maximums.partition_memory_per_node) or 0) / 1024 or None,
         qos=partition.qos.assigned or None,
         priority_tier=partition.priority.tier,
         allow_accounts=allowed(partition.accounts.allowed),

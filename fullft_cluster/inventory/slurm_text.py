@@ -81,6 +81,8 @@ def _partition(line: str) -> Partition:
         time_limit_seconds=seconds(field(line, "MaxTime")),
         default_time_seconds=seconds(field(line, "DefaultTime")),
         max_nodes=None if field(line, "MaxNodes") in _NO_LIMIT else _number(field(line, "MaxNodes")),
+        max_cpus_per_node=_number(field(line, "MaxCPUsPerNode")) or None,
+        max_memory_gib=_number(field(line, "MaxMemPerNode")) / 1024 or None,
         qos=field(line, "QoS") or None,
         priority_tier=_number(field(line, "PriorityTier")),
         preempt_mode=field(line, "PreemptMode") or None,

@@ -72,6 +72,9 @@ def test_partitions_are_told_the_same_by_every_version(version: str) -> None:
     assert (long.allow_accounts, long.allow_qos) == (("physics", "biology"), ("long-jobs", "normal"))
     assert partition(inventory, "hopper").deny_accounts == ("chemistry",)
     assert partition(inventory, "hopper").time_limit_seconds is None
+    debug = partition(inventory, "debug")
+    assert (debug.max_cpus_per_node, debug.max_memory_gib) == (32, pytest.approx(195.3125))
+    assert (gpu.max_cpus_per_node, gpu.max_memory_gib) == (None, None)
     assert not partition(inventory, "closed").up
     assert (partition(inventory, "all").root_only, partition(inventory, "all").hidden) == (True, True)
 

@@ -189,6 +189,18 @@ def test_a_limit_below_one_node_leaves_a_share_of_it() -> None:
     assert site.cluster.host_memory_gib == pytest.approx(0.97 * 1000000 / 1024 / 4, abs=0.1)
 
 
+def test_a_partition_that_gives_only_a_share_of_its_nodes() -> None:
+    site = on(slurm(), partition="debug")[0]
+    assert (site.cluster.cpus_per_node, site.cluster.max_nodes) == (32, 1)
+    assert site.cluster.host_memory_gib == pytest.approx(0.97 * 200000 / 1024, abs=0.1)
+
+
+def test_a_partition_with_the_same_nodes_for_longer_is_mentioned() -> None:
+    hint = "partition long has these nodes for 7d 00h: give --partition long for fewer requeues"
+    assert hint in on(slurm())[0].notes
+    assert hint not in on(slurm(), partition="gpu")[0].notes
+
+
 def test_the_jobs_own_qos_counts_too() -> None:
     found = on(slurm_with_qos(), partition="long", account="physics", qos="long-jobs")
     assert found[0].time_limit_seconds == 7 * 86400
