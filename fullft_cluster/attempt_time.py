@@ -17,6 +17,8 @@ STARTUP_SECONDS = 900
 MARGIN = 0.1
 """On the forecast's high end: nodes that are slower than the ones that it was learnt from. A default."""
 ROUNDED_TO_SECONDS = 600
+LEAST_SECONDS = 3600
+"""Less is not asked for: it would start no sooner, and a start-up slower than thought would leave no time to train."""
 MOST_SECONDS = 10 * 365 * 86400
 """Of a time limit. SLURM counts its minutes in 32 bits; ten years is a slip of the keyboard long before."""
 
@@ -50,7 +52,7 @@ class Attempt(NamedTuple):
 def attempt_time(
     hours: Hours | None, lead_seconds: int, limit_seconds: int | None, *, whose: str = "the partition's limit"
 ) -> Attempt:
-    """Return what to ask for: the forecast's high end and a margin, start-up and lead, or the limit if that is shorter.
+    """Return what to ask for: the forecast's high end and a margin, start-up and lead (an hour at least), or the limit.
 
     ``lead_seconds``: a step, a checkpoint and a margin, kept free at the end of each attempt. ``limit_seconds``: None
     where there is no limit; ``whose`` says what sets it. Without a forecast a day, or the limit. Raises UsageError for
@@ -65,10 +67,10 @@ def attempt_time(
             time, 1, f"--time={time}, as the run's length is not known; a longer run is requeued and goes on"
         )
     needed = (1 + MARGIN) * hours.high * 3600 + STARTUP_SECONDS + lead_seconds
-    needed = math.ceil(needed / ROUNDED_TO_SECONDS) * ROUNDED_TO_SECONDS
+    needed = max(LEAST_SECONDS, math.ceil(needed / ROUNDED_TO_SECONDS) * ROUNDED_TO_SECONDS)
     if needed <= most:
         time = slurm_time(needed)
-        return Attempt(time, 1, f"--time={time}: the forecast's high end ({_hours(hours.high)}), start-up and a margin")
+        return Attempt(time, 1, f"--time={time}: the forecast's high end, {_hours(hours.high)}, start-up and a margin")
     attempts, sentence = requeues(hours, lead_seconds, most)
     return Attempt(slurm_time(most), attempts, f"--time={slurm_time(most)} is {whose}; {sentence}")
 
@@ -107,4 +109,6 @@ def slurm_time(seconds: int) -> str:
 
 
 def _hours(hours: float) -> str:
+    if hours < 1:
+        return f"{max(1.0, hours * 60):.0f} min"
     return f"{hours:.0f} h" if hours >= 10 else f"{hours:.1f} h"

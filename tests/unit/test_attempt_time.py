@@ -25,7 +25,14 @@ def test_a_short_run_asks_for_its_high_end_with_start_up_margin_and_lead() -> No
     # 1.1 x 3 h + 15 min start-up + 5 min lead = 3 h 38 min, in steps of ten minutes
     attempt = attempt_time(Forecast(2, 2.5, 3), 300, 2 * DAY)
     assert (attempt.time, attempt.attempts) == ("03:40:00", 1)
-    assert "high end (3.0 h)" in attempt.sentence
+    assert "high end, 3.0 h" in attempt.sentence
+
+
+def test_a_run_of_minutes_asks_for_an_hour_where_it_may() -> None:
+    attempt = attempt_time(Forecast(0.05, 0.1, 0.2), 120, DAY)
+    assert (attempt.time, attempt.attempts) == ("01:00:00", 1)
+    assert "12 min" in attempt.sentence
+    assert attempt_time(Forecast(0.05, 0.1, 0.2), 120, 1800).time == "00:30:00"
 
 
 def test_a_long_run_asks_for_the_limit_and_says_how_often_it_is_requeued() -> None:

@@ -43,7 +43,7 @@ def test_partition_and_feature_of_the_site_and_the_users_own_before_them() -> No
 def test_the_time_limit_is_the_forecasts_within_the_partitions() -> None:
     short, said = job_on(slurm(), hours=10)
     assert short.slurm is not None and short.slurm.time.startswith("14:")  # 1.1 x 12.5 h, start-up and lead
-    assert "high end (12 h)" in said
+    assert "high end, 12 h" in said
     long, said = job_on(slurm(), hours=100)
     assert long.slurm is not None and long.slurm.time == "2-00:00:00"
     assert "--time=2-00:00:00 is the limit of partition gpu; the run takes 80 h to 125 h, so 1 to 2 requeues" in said
