@@ -8,6 +8,7 @@ where ``scontrol --json`` takes 1.2 s and 23 MB (24.11), and ``sinfo -N`` 2 to 4
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 
 from fullft_cluster.errors import Problem, UsageError
@@ -15,6 +16,7 @@ from fullft_cluster.inventory.nouns import Access, Partition, Qos
 from fullft_cluster.inventory.pooling import Node
 from fullft_cluster.units import slurm_time_seconds
 
+_FIX = "Write it by `scontrol show node -o > FILE`."
 _NOTHING = frozenset({"", "(null)", "N/A", "None", "NONE"})
 _ALL = frozenset({*_NOTHING, "ALL"})
 _NONE = ("No nodes in the system", "No partitions in the system")
@@ -39,19 +41,24 @@ def _number(text: str) -> int:
     return int(text) if text.isdigit() else 0
 
 
+def records(text: str) -> Iterator[str]:
+    """Yield the records, each on a line: without ``-o`` a record goes on in indented lines."""
+    yield from map(str.strip, re.sub(r"\n[ \t]+(?=\S)", " ", text).splitlines())
+
+
 def nodes(text: str, where: str = "scontrol show node") -> Iterator[Node]:
-    """Yield the nodes of ``scontrol show node -o``. Raises UsageError for a line that is not one."""
-    for line in map(str.strip, text.splitlines()):
+    """Yield the nodes of ``scontrol show node``. Raises UsageError for a line that is not one."""
+    for line in records(text):
         name = field(line, "NodeName")
         if not line or line.startswith("PartitionName=") or line in _NONE:
             continue
         if not name:
-            what = f"{line[:60]!r} is not a line of `scontrol show node -o`"
-            raise UsageError(Problem(where, what, "Write with `scontrol show node -o > FILE`, each node on a line."))
+            what = f"{line[:60]!r} is not a line of `scontrol show node`"
+            raise UsageError(Problem(where, what, _FIX))
         state = field(line, "State")
         if not state:
             what = f"node {name} has no State in its line"
-            raise UsageError(Problem(where, what, "Write with `scontrol show node -o > FILE`, each node on a line."))
+            raise UsageError(Problem(where, what, _FIX))
         # 20.11 does not say what CoreSpecCount leaves (CPUEfctv).
         reserved = _number(field(line, "CoreSpecCount")) * (_number(field(line, "ThreadsPerCore")) or 1)
         cpus = _number(field(line, "CPUEfctv")) or max(0, _number(field(line, "CPUTot")) - reserved)
@@ -67,9 +74,8 @@ def nodes(text: str, where: str = "scontrol show node") -> Iterator[Node]:
 
 
 def partitions(text: str) -> tuple[Partition, ...]:
-    """Return the partitions of ``scontrol show partition -o``; other lines are passed over."""
-    lines = (line.strip() for line in text.splitlines())
-    return tuple(_partition(line) for line in lines if line.startswith("PartitionName="))
+    """Return the partitions of ``scontrol show partition``; other records are passed over."""
+    return tuple(_partition(line) for line in records(text) if line.startswith("PartitionName="))
 
 
 def _partition(line: str) -> Partition:

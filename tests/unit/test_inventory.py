@@ -103,6 +103,32 @@ def test_free_text_of_a_node_is_not_taken_for_its_fields() -> None:
     assert (node.gres, node.state, node.partitions) == ("gpu:a100:8", "DOWN", "a")
 
 
+def test_records_over_several_lines_are_the_same() -> None:
+    """What `scontrol show node` and `scontrol show partition` print without -o."""
+    text = """NodeName=gpu1 Arch=x86_64 CoresPerSocket=8
+   CPUAlloc=0 CPUEfctv=64 CPUTot=64 CPULoad=0.84
+   AvailableFeatures=A100-80GB
+   ActiveFeatures=A100-80GB
+   Gres=gpu:A100:8(S:0-1)
+   NodeAddr=10.4.0.11 NodeHostName=gpu1 Version=22.05.8
+   OS=Linux 6.12.20+rpt-rpi-v8 #1 SMP PREEMPT Debian 1:6.12.20-1+rpt1~bpo12+1 (2025-03-19)
+   RealMemory=409600 AllocMem=0 FreeMem=1086 Sockets=1 Boards=1
+   State=IDLE+DRAIN ThreadsPerCore=1 TmpDisk=0 Weight=1 Owner=N/A MCS_label=N/A
+   Partitions=general,debug
+   Reason=State=IDLE [root@2025-04-04T12:43:13]
+
+PartitionName=general
+   AllowGroups=ALL AllowAccounts=ALL AllowQos=ALL
+   Default=YES MaxNodes=UNLIMITED MaxTime=1-00:00:00
+   State=UP TotalCPUs=64 TotalNodes=1
+"""
+    inventory = from_file(text.encode(), "cluster.txt")
+    (one,) = inventory.pools
+    assert (one.gpu, one.nodes, one.nodes_up, one.partitions) == ("a100-80gb", 1, 0, ("general", "debug"))
+    assert (one.cpus_per_node, one.host_memory_gib) == (64, 400)
+    assert partition(inventory, "general").time_limit_seconds == 86400
+
+
 # --- JSON
 
 
@@ -158,7 +184,7 @@ def test_an_inventory_survives_its_file() -> None:
         (b'{"pools": [{}], "source": "slurm"}', "missing required field"),
         (b'{"nodes": [{"name": 3}]}', "is not what `scontrol show nodes --json`"),
         (b'{"items": [{}]}', "is not a list of nodes"),
-        (b"NodeName=a State=IDLE\nwhat is this", "is not a line of `scontrol show node -o`"),
+        (b"NodeName=a State=IDLE\nwhat is this", "is not a line of `scontrol show node`"),
         (b"NodeName=a Arch=x86_64\n", "has no State"),
         (b"\xff\xfe\x00", "is not an inventory"),
     ],

@@ -41,6 +41,7 @@ TABLE = gpus()
         ("Tesla-V100-SXM2-32GB", "v100-32gb"),
         # what sites write
         ("a100_80gb", "a100-80gb"),
+        ("A100-SXM4-80GB", "a100-80gb"),
         ("a100-80", "a100-80gb"),
         ("a10080gb", "a100-80gb"),
         ("A100-40G", "a100-40gb"),
@@ -58,6 +59,8 @@ def test_a_name_that_says_enough(word: str, gpu: str) -> None:
     ("word", "reason"),
     [
         ("a100_3g.20gb", "a slice of a GPU"),
+        ("nvidia_h100_80gb_hbm3_3g.40gb", "a slice of a GPU"),
+        ("nvidia_h100_nvl_1g.24gb", "a slice of a GPU"),
         ("NVIDIA-A100-SXM4-80GB-MIG-1g.10gb", "a slice of a GPU"),
         ("NVIDIA-A100-SXM4-80GB-SHARED", "shared by time slices"),
         ("rtx6000", "no GPU in configs"),  # Turing, 24 GB: not the Ada of that name
@@ -84,6 +87,7 @@ def test_a_name_without_memory_may_be_several() -> None:
 
 def test_the_nodes_features_say_the_memory() -> None:
     assert match("a100", TABLE, ["ib", "a100_80gb"]).gpu == "a100-80gb"
+    assert match("A100", TABLE, ["A100-40GB"]).gpu == "a100-40gb"
     assert match("a100", TABLE, ["gpu_mem_40gb"]).gpu == "a100-40gb"
     assert match("a100", TABLE, ["80g", "icelake"]).gpu == "a100-80gb"
 

@@ -80,7 +80,7 @@ def test_accounting_that_hangs_is_not_waited_for(commands: Path, monkeypatch: py
     [
         ("echo 'slurm_load_node error: Unable to contact slurm controller' >&2; exit 1", "refused: slurm_load_node"),
         ("echo 'No nodes in the system'", "knows no nodes"),
-        ("echo 'WARNING: maintenance tonight'", "is not a line of `scontrol show node -o`"),
+        ("echo 'WARNING: maintenance tonight'", "is not a line of `scontrol show node`"),
         ("printf 'NodeName=a State=IDLE Reason=\\377\\n'; exit 3", "refused"),
     ],
 )
