@@ -6,7 +6,8 @@ import stat
 from pathlib import Path
 
 from fullft_cluster.errors import Problem, UsageError, did_you_mean
-from fullft_cluster.inventory import Inventory, from_file
+from fullft_cluster.inventory import Inventory
+from fullft_cluster.inventory.reading import from_file
 
 SOURCES = ("slurm", "kubernetes")
 MAX_BYTES = 1 << 29

@@ -17,7 +17,8 @@ from fullft_cluster.cli.main import cli
 from fullft_cluster.config import Config, SlurmConfig
 from fullft_cluster.errors import SchedulerError
 from fullft_cluster.hardware import load_cluster
-from fullft_cluster.inventory import Inventory, from_file, sites
+from fullft_cluster.inventory import Inventory, sites
+from fullft_cluster.inventory.reading import from_file
 
 pytestmark = pytest.mark.slurm
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fullft_cluster.inventory import Inventory, from_file
-from fullft_cluster.inventory.reading import from_slurm
+from fullft_cluster.inventory import Inventory
+from fullft_cluster.inventory.reading import from_file, from_slurm
 from fullft_cluster.inventory.slurm_text import access, qos
 
 FIXTURES = Path(__file__).parent / "fixtures" / "inventory"

@@ -9,9 +9,10 @@ import pytest
 from inventory_fixtures import FIXTURES, VERSIONS, raw, slurm, slurm_with_qos
 
 from fullft_cluster.errors import UsageError
-from fullft_cluster.inventory import Inventory, Partition, Pool, from_file
+from fullft_cluster.inventory import Inventory, Partition, Pool
 from fullft_cluster.inventory.hostlist import compress
 from fullft_cluster.inventory.pooling import condition, gpu_counts
+from fullft_cluster.inventory.reading import from_file
 from fullft_cluster.inventory.slurm_text import field, nodes
 
 

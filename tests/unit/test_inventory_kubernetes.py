@@ -14,8 +14,9 @@ import pytest
 
 from fullft_cluster.backends.inventory import read_inventory
 from fullft_cluster.errors import SchedulerError, UsageError
-from fullft_cluster.inventory import Inventory, from_file
+from fullft_cluster.inventory import Inventory
 from fullft_cluster.inventory.kube_json import quantity
+from fullft_cluster.inventory.reading import from_file
 
 
 def node(name: str = "n1", **changes: Any) -> dict[str, Any]:

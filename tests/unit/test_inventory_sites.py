@@ -11,9 +11,9 @@ from inventory_fixtures import VERSIONS, raw, slurm, slurm_with_qos
 from fullft_cluster.config import Config, ResourcesConfig, SlurmConfig
 from fullft_cluster.errors import UsageError
 from fullft_cluster.hardware import Cluster, load_cluster
-from fullft_cluster.inventory import Access, Inventory, Qos, Site, from_file, sites
+from fullft_cluster.inventory import Access, Inventory, Qos, Site, sites
 from fullft_cluster.inventory.features import has_features
-from fullft_cluster.inventory.reading import from_slurm
+from fullft_cluster.inventory.reading import from_file, from_slurm
 
 A100 = load_cluster("a100-80gb")
 

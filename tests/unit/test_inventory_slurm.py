@@ -13,7 +13,8 @@ from fullft_cluster.backends import slurm_inventory
 from fullft_cluster.backends.inventory import read_inventory
 from fullft_cluster.cli.main import cli
 from fullft_cluster.errors import SchedulerError, UsageError
-from fullft_cluster.inventory import from_file, pooling
+from fullft_cluster.inventory import pooling
+from fullft_cluster.inventory.reading import from_file
 
 
 @pytest.fixture

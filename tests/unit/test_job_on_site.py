@@ -11,8 +11,8 @@ from msgspec.structs import replace
 
 from fullft_cluster.config_load import resolve
 from fullft_cluster.errors import UsageError
-from fullft_cluster.inventory import Inventory, from_file
-from fullft_cluster.inventory.reading import from_slurm
+from fullft_cluster.inventory import Inventory
+from fullft_cluster.inventory.reading import from_file, from_slurm
 from fullft_cluster.job import Job, make_job, slurm_attempt
 from fullft_cluster.plan import Interval
 from fullft_cluster.road import to_plan
