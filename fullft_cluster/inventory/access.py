@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, UsageError, did_you_mean
 from fullft_cluster.inventory.nouns import Inventory, Partition, Qos
+from fullft_cluster.plan import Frozen
 from fullft_cluster.units import duration
 
 
@@ -87,8 +87,7 @@ def hints(partition: Partition, inventory: Inventory, config: Config) -> list[st
     return found
 
 
-@dataclass(frozen=True)
-class Bounds:
+class Bounds(Frozen, frozen=True):
     """What limits one job in a partition. None means no limit."""
 
     time_limit_seconds: int | None = None

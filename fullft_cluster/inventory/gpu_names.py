@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fullft_cluster.hardware import CPU, Gpu
 
@@ -30,8 +30,7 @@ SAME_MEMORY = 0.1
 """Two figures of one memory differ by less: 80 GB on the box are 81,920 MiB or 79.15 GiB to software."""
 
 
-@dataclass(frozen=True)
-class Words:
+class Words(NamedTuple):
     """A GPU's name, cut up."""
 
     core: str
@@ -78,8 +77,7 @@ def _continues(token: str, core: str) -> bool:
     return rest in _FORMS | _SXM or re.fullmatch(r"[1-9]\d{1,2}gb?", rest) is not None
 
 
-@dataclass(frozen=True)
-class Match:
+class Match(NamedTuple):
     """What a scheduler's word may mean, and why."""
 
     candidates: tuple[str, ...]
