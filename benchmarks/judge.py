@@ -106,8 +106,9 @@ def gpu_gib(setup: Setup) -> tuple[float, float]:
 
 
 def host_gib(setup: Setup) -> float:
-    """Return a node's expected peak of host memory, in GiB."""
-    return max(sum(parts.values()) for parts in storage.host_phases(setup).values()) / GIB
+    """Return a node's expected peak of host memory in GiB, of a run that loads and trains: none was published that
+    resumed."""
+    return max(sum(parts.values()) for name, parts in storage.host_phases(setup).items() if name != "resume") / GIB
 
 
 def verdict(row: VerdictRow) -> Verdict:

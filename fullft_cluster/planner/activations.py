@@ -14,11 +14,12 @@ LOSS_CHUNK_TOKENS = 1024
 """Tokens whose logits a chunked loss holds at once: what TRL's and torchtune's chunked losses take by default or less.
 https://github.com/huggingface/trl/pull/5575"""
 
-LOSS_BYTES: dict[Loss, int] = {"naive": 12, "chunked": 12, "in_output": 14, "shifted": 16}
+LOSS_BYTES: dict[Loss, int] = {"naive": 12, "chunked": 12, "fused": 4, "in_output": 14, "shifted": 16}
 """Bytes per token and vocabulary entry at the worst moment, in the backward pass of the loss: the log-softmax, the
 gradient of the chosen log-probabilities and the gradient of the log-softmax, in fp32 (counted to the byte by a
 TorchDispatchMode,
-transformers 5.23). in_output: the 16-bit logits in the model's output beside them. shifted: instead of those the fp32
+transformers 5.23). fused: the 16-bit logits and their 16-bit gradient. in_output: the 16-bit logits in the model's
+output beside them. shifted: instead of those the fp32
 logits, as ``logits.float()`` went into the output then, and with the shifted copy 16 at most."""
 
 NORM_STATISTICS_BYTES = 8

@@ -31,7 +31,7 @@ class Layout:
 def candidates(wanted: ResourcesConfig, cluster: Cluster) -> list[Layout]:
     """Return the layouts to try, the fewest GPUs first. Raises UsageError for constraints that exclude each other.
 
-    Without constraints: 1, 2, 4, ... GPUs of a node, then whole nodes. On CPUs a process costs nothing, so it starts
+    Without constraints: 1, 2, 3, ... GPUs of a node, then whole nodes. On CPUs a process costs nothing, so it starts
     with all processes of a node.
     """
     problems = list(_contradictions(wanted, cluster))
@@ -56,7 +56,7 @@ def _all(wanted: ResourcesConfig, cluster: Cluster) -> Iterator[Layout]:
         yield Layout(wanted.nodes, per_node)
     else:
         if wanted.gpus_per_node is None and cluster.gpu != CPU:
-            yield from (Layout(1, 2**power) for power in range(per_node.bit_length()) if 2**power < per_node)
+            yield from (Layout(1, gpus) for gpus in range(1, per_node))
         yield from (Layout(nodes, per_node) for nodes in range(1, cluster.max_nodes + 1))
 
 

@@ -17,9 +17,12 @@ from fullft_cluster.units import GIB
 
 Parts = dict[str, int]
 
-GPU_FRAMEWORK_BYTES = int(1.5 * GIB)
-"""CUDA context, cuBLAS workspace and NCCL's buffers, outside of torch's allocator. A default, on the safe side:
-the context alone is about 0.5 GiB on an A100."""
+CUDA_BYTES = int(0.55 * GIB)
+"""CUDA context and cuBLAS workspace, outside of torch's allocator. Measured on an A100 with torch 2:
+https://github.com/stas00/ml-engineering/tree/master/training/performance#anatomy-of-models-memory-usage"""
+
+NCCL_BYTES = int(1.45 * GIB)
+"""NCCL's buffers from the first collective on, where there is more than one GPU. Measured there too."""
 
 CPU_FRAMEWORK_BYTES = int(0.7 * GIB)
 """A process with torch, transformers and deepspeed imported, without CUDA. Default."""
@@ -40,7 +43,7 @@ SPREAD: dict[str, tuple[float, float]] = {
     "logits_and_loss": (0.8, 1.2),
     "optimizer_step": (0.6, 1.0),
     "fragmentation": (0.2, 3.0),
-    "framework": (0.6, 1.4),
+    "framework": (0.6, 1.25),
 }
 
 
@@ -83,7 +86,7 @@ def phases(setup: Setup) -> dict[PhaseName, Parts]:
 
 def _whole(setup: Setup, always: Parts, moving: Parts) -> Parts:
     """Return the parts of a phase with the margin for fragmentation and what lies outside the allocator."""
-    framework = CPU_FRAMEWORK_BYTES if setup.gpu == CPU else GPU_FRAMEWORK_BYTES
+    framework = CPU_FRAMEWORK_BYTES if setup.gpu == CPU else CUDA_BYTES + (NCCL_BYTES if setup.gpus > 1 else 0)
     margin = 0 if setup.gpu == CPU else int(FRAGMENTATION * sum(moving.values()))
     return {name: size for name, size in {**always, **moving, "fragmentation": margin}.items() if size} | {
         "framework": framework

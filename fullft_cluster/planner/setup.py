@@ -13,10 +13,10 @@ from fullft_cluster.plan import Engine, Offload, Precision, ZeroStage
 BYTES: dict[Precision, int] = {"bf16": 2, "fp32": 4}
 """Bytes of an element of parameters, gradients and activations."""
 
-Loss = Literal["naive", "chunked", "in_output", "shifted"]
+Loss = Literal["naive", "chunked", "fused", "in_output", "shifted"]
 """How the loss is computed. ``naive``: logits of the whole micro-batch, cast to fp32 (train/engine.py); ``chunked``: by
-pieces of the sequence, as fused cross-entropies do; ``in_output``: by the model itself (``labels=``), whose output
-keeps
+pieces of the sequence (Liger, TRL); ``fused``: one kernel that writes the gradient in 16 bits (flash-attn's,
+LLM-foundry); ``in_output``: by the model itself (``labels=``), whose output keeps
 the logits; ``shifted``: the same in transformers up to 4.44, which cast the logits before it kept them and shifted a
 copy (modeling_llama.py, `LlamaForCausalLM.forward`)."""
 

@@ -90,7 +90,7 @@ def states(setup: Setup) -> dict[str, int]:
     if on_gpu:
         parts |= {"gradients": e * elements} if setup.zero_stage == 3 else {}
         parts["optimizer_states"] = OPTIMIZER_BYTES * elements
-    if setup.hpz > 1:
+    if setup.hpz > 1 and setup.offload != "parameters":  # else it is on the host as well
         parts["secondary_parameters"] = e * elements * setup.gpus // setup.hpz
     return parts
 

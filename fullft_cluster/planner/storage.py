@@ -84,6 +84,8 @@ def _offloaded(setup: Setup, share: int) -> Parts:
         blocks = [FP32 * int(setup.zero["sub_group_size"])] * full + [FP32 * rest, e * elements]
         blocks += [e * elements] if setup.offload == "parameters" else []
         pageable = OPTIMIZER_BYTES * elements
+        if setup.hpz > 1 and setup.offload == "parameters":  # _partition_param_sec: on the remote device
+            pageable += e * elements * setup.gpus // setup.hpz
     else:
         blocks, pageable = [FP32 * elements, FP32 * elements, e * elements], 2 * FP32 * elements
     return {"offloaded": setup.gpus_per_node * (pageable + sum(locked(size) for size in blocks))}

@@ -8,8 +8,9 @@ from fullft_cluster.hardware import CPU
 from fullft_cluster.plan_words import count, noun
 from fullft_cluster.planner import activations, calibration, speed
 from fullft_cluster.planner.batch import DEFAULT_GLOBAL_BATCH
+from fullft_cluster.planner.layout import Layout, candidates
 from fullft_cluster.planner.options import next_smaller
-from fullft_cluster.planner.search import deadline_seconds, first_fit, most_tokens
+from fullft_cluster.planner.search import deadline_seconds, fastest, first_fit, most_tokens
 from fullft_cluster.planner.task import Choice, Data, Task
 from fullft_cluster.units import GIB, duration, in_gib
 
@@ -45,7 +46,18 @@ def _gpus(task: Task, choice: Choice) -> Iterator[str]:
             aim = f"the deadline of {wanted.deadline}" if wanted.deadline else f"the objective '{wanted.objective}'"
             yield f"They were chosen for {aim}; {fewest.layout.on(gpu)} would do, only slower."
     elif (lacking := next_smaller(free, choice)) is not None:
-        yield f"They are the fewest that fit: the next smaller layout {lacking.shortfall()}."
+        uneven = _uneven(free, choice, lacking)
+        shared = f" and share the global batch of {choice.global_batch} evenly" if uneven else ""
+        yield f"They are the fewest that fit{shared}: the next smaller layout {lacking.shortfall()}."
+        if uneven:
+            yield f"{uneven.on(gpu)} would fit too: give a global batch that divides by {uneven.gpus}."
+
+
+def _uneven(task: Task, choice: Choice, lacking: Choice) -> Layout | None:
+    """Return the fewest GPUs between the two that would do, were it not for the global batch; None if there are
+    none."""
+    between = (x for x in candidates(task.wanted, task.cluster) if lacking.layout.gpus < x.gpus < choice.layout.gpus)
+    return next((layout for layout in between if fastest(task, layout, choice.variant.offload)), None)
 
 
 def _memory(choice: Choice) -> Iterator[str]:
