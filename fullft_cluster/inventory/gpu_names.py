@@ -49,7 +49,7 @@ def cut(name: str, cores: Iterable[str] = ()) -> Words:
             sxm = True
         elif token in _FORMS:
             forms.add(token)
-        elif number and (core or not token.isdigit()):
+        elif number and (core or not token.isdecimal()):
             memory = int(number[1])
         elif token not in _NOISE:
             core.append(token)

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import msgspec
 
+from fullft_cluster.inventory import json_text
 from fullft_cluster.inventory.pooling import Node
 
 GPU = "nvidia.com/gpu"
@@ -33,6 +34,8 @@ _NOT_READY = frozenset(
 )
 """Taints that say a node is out of order, not whose it is (kubernetes.io/docs/reference/labels-annotations-taints)."""
 _QUANTITY = re.compile(r"([0-9]*\.?[0-9]+)(?:([eE][-+]?[0-9]+)|([KMGTPE]i|[numkMGTPE])?)")
+MOST = 2.0**63
+"""Of a quantity; what is more is none."""
 _POWERS = {
     **{name: 10.0**power for name, power in zip("numkMGTPE", (-9, -6, -3, 3, 6, 9, 12, 15, 18), strict=True)},
     **{f"{name}i": 1024.0**power for power, name in enumerate("KMGTPE", 1)},
@@ -85,7 +88,7 @@ class NodeList(msgspec.Struct, frozen=True):
 
 def decode(data: bytes) -> NodeList:
     """Decode a page. Raises msgspec.DecodeError for what is none."""
-    return msgspec.json.decode(data, type=NodeList)
+    return json_text.decode(data, NodeList)
 
 
 @lru_cache(maxsize=4096)
@@ -98,7 +101,8 @@ def quantity(text: str | int) -> float:
     if not found:
         return 0.0
     number, exponent, unit = found.groups()
-    return float(number + exponent) if exponent else float(number) * _POWERS.get(unit, 1.0)
+    value = float(number + exponent) if exponent else float(number) * _POWERS.get(unit, 1.0)
+    return value if value < MOST else 0.0
 
 
 def nodes(items: Iterable[_KubeNode]) -> Iterator[Node]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from fullft_cluster.errors import Problem, UsageError
+from fullft_cluster.inventory import json_text
 from fullft_cluster.plan import Frozen
+
+Count = Annotated[int, Meta(ge=0, le=10**15)]
+Amount = Annotated[float, Meta(ge=0, le=10**15)]
 
 
 class Pool(Frozen, frozen=True, kw_only=True):
@@ -21,18 +26,18 @@ class Pool(Frozen, frozen=True, kw_only=True):
     """The names in the table that the type may mean, the least memory first."""
     note: str = ""
     """Why ``gpu`` is what it is."""
-    gpus_per_node: int
+    gpus_per_node: Count
     """0 on nodes without GPUs."""
-    nodes: int
-    nodes_up: int
+    nodes: Count
+    nodes_up: Count
     """Nodes that jobs may be sent to: not down, draining, failing, under maintenance or silent."""
-    nodes_idle: int | None
+    nodes_idle: Count | None
     """Nodes up, in no reservation, on which no job runs at the time of asking; None where the scheduler is silent."""
-    nodes_reserved: int = 0
+    nodes_reserved: Count = 0
     """Nodes up that are in a reservation now."""
-    cpus_per_node: int
+    cpus_per_node: Count
     """CPUs that jobs may have, as the scheduler counts them (threads, where those are its CPUs)."""
-    host_memory_gib: float
+    host_memory_gib: Amount
     """Memory that jobs may have, in GiB."""
     partitions: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
@@ -50,17 +55,17 @@ class Partition(Frozen, frozen=True, kw_only=True):
     default: bool = False
     up: bool = True
     """Jobs may be submitted and start."""
-    nodes: int
-    time_limit_seconds: int | None
-    default_time_seconds: int | None = None
-    max_nodes: int | None = None
+    nodes: Count
+    time_limit_seconds: Count | None
+    default_time_seconds: Count | None = None
+    max_nodes: Count | None = None
     """Nodes of one job."""
-    max_cpus_per_node: int | None = None
-    max_memory_gib: float | None = None
+    max_cpus_per_node: Count | None = None
+    max_memory_gib: Amount | None = None
     """Of one node."""
     qos: str | None = None
     """The partition's own QOS, whose limits bind every job in it."""
-    priority_tier: int = 1
+    priority_tier: Count = 1
     preempt_mode: str | None = None
     root_only: bool = False
     hidden: bool = False
@@ -75,10 +80,10 @@ class Qos(Frozen, frozen=True, kw_only=True):
     """A QOS of SLURM: the limits that bear on a single job. None means no limit."""
 
     name: str
-    max_wall_seconds: int | None = None
-    gpus: dict[str, int] = msgspec.field(default_factory=dict)
+    max_wall_seconds: Count | None = None
+    gpus: dict[str, Count] = msgspec.field(default_factory=dict)
     """The most GPUs of one job by type, ``""`` for any: the least of MaxTRES, MaxTRESPU and GrpTRES."""
-    max_nodes: int | None = None
+    max_nodes: Count | None = None
     """The most nodes of one job, likewise."""
 
 
@@ -109,7 +114,7 @@ class Inventory(Frozen, frozen=True, kw_only=True):
     def from_json(data: bytes, where: str = "inventory") -> Inventory:
         """Read what `to_json` wrote. Raises UsageError for anything else; ``where`` names the file."""
         try:
-            return msgspec.json.decode(data, type=Inventory)
+            return json_text.decode(data, Inventory)
         except msgspec.DecodeError as error:
             fix = "Make it by `fullft-cluster inventory --json > FILE`."
             raise UsageError(Problem(where, f"is not an inventory: {error}", fix)) from None

@@ -38,7 +38,7 @@ UNKNOWN is what every node is until it registers with a controller that was just
 RESERVED = frozenset({"RESERVED", "RES", "RESV"})
 _SUFFIXES = {"*": "NOT_RESPONDING", "$": "MAINT", "^": "REBOOT_ISSUED"}
 """Behind a state (``idle*``). Others: power (``~ # ! %``), a reboot when it is idle (``@``), planned (``-``)."""
-_GRES = re.compile(r"gpu(?::([^:,()=]+))?(?::(\d+))?$")
+_GRES = re.compile(r"gpu(?::([^:,()=]+))?(?::(\d{1,6}))?$")
 _IN_BRACKETS = re.compile(r"\([^)]*\)")
 SAME_SIZE = 1.02
 """Nodes whose memory is within 2 % are one pool, with the least of it: those of one order differ by a few MB."""
@@ -104,9 +104,9 @@ def gpu_counts(gres: str) -> dict[str, int]:
         named = _GRES.fullmatch(part.strip().replace("gpu:no_consume", "gpu"))
         if named:
             kind, count = named.groups()
-            if count is None and kind and kind.isdigit():  # gpu:4
+            if count is None and kind and kind.isdecimal():  # gpu:4
                 kind, count = None, kind
-            found[kind or ""] += int(count or 1)
+            found[kind or ""] += int((count or "1")[:6])
     return dict(found)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import msgspec
 
 from fullft_cluster.errors import Problem, UsageError
-from fullft_cluster.inventory import kube_json, slurm_json, slurm_text
+from fullft_cluster.inventory import json_text, kube_json, slurm_json, slurm_text
 from fullft_cluster.inventory.nouns import Access, Inventory, Partition, Qos
 from fullft_cluster.inventory.pooling import pools
 
@@ -51,7 +51,7 @@ def from_file(data: bytes, where: str) -> Inventory:
             raise UsageError(Problem(where, "is not an inventory", HOW))
         return from_slurm(text, where=where)
     try:
-        kind = msgspec.json.decode(data, type=_Kind)
+        kind = json_text.decode(data, _Kind)
     except msgspec.DecodeError as error:
         raise UsageError(Problem(where, f"is not an inventory: {error}", HOW)) from None
     if kind.pools is not msgspec.UNSET:

@@ -26,6 +26,10 @@ KEPT_SHARE = 0.03
 ENDLESS = float("inf")
 
 
+LEAST_GIB = 1
+"""Less is no node's memory: SLURM's RealMemory is 1 MB where it is not configured."""
+
+
 class Site(Frozen, frozen=True, kw_only=True):
     """Where a plan can be laid."""
 
@@ -97,16 +101,16 @@ def _of_kind(asked: Question, kind: list[Pool], gpu: str, note: str, names: tupl
         here = {partition.name for partition in partitions}
         pools = [pool for pool in kind if not here or here & set(pool.partitions)]
         limits = bounds(partitions, asked.inventory, asked.config, kind[0].gpu_type)
-        made = [site for site in _of_sizes(asked, pools, gpu, limits) if site.cluster.max_nodes > most]
-        for site in made:
+        made = [(site, large) for site, large in _of_sizes(asked, pools, gpu, limits) if site.cluster.max_nodes > most]
+        for site, large in made:
             given = asked.config.slurm.partition if names else None
             named = given or (partitions[0].name if partitions else None)
-            feature, warning = constraint(asked, pools, gpu, here)
-            notes = (note, warning, *_notes(asked, pools, partitions), *site.notes, "" if most else longer)
+            feature, warning = constraint(asked, large, gpu, here)
+            notes = (note, warning, *_notes(asked, large, partitions), *site.notes, "" if most else longer)
             yield msgspec.structs.replace(
                 site, partition=named, constraint=feature, notes=tuple(text for text in notes if text)
             )
-        most = max([most, *(site.cluster.max_nodes for site in made)])
+        most = max([most, *(site.cluster.max_nodes for site, _ in made)])
 
 
 def _choices(asked: Question, kind: list[Pool], names: tuple[str, ...]) -> Iterator[list[Partition]]:
@@ -144,8 +148,10 @@ def _longer(asked: Question, kind: list[Pool], names: tuple[str, ...]) -> str:
     return f"partition {second.name} has these nodes {how_long}: give --partition {second.name} for fewer requeues"
 
 
-def _of_sizes(asked: Question, pools: list[Pool], gpu: str, limits: Bounds) -> Iterator[Site]:
-    """Yield a site for each size of node, the smallest first, with all nodes that are at least so large."""
+def _of_sizes(asked: Question, pools: list[Pool], gpu: str, limits: Bounds) -> Iterator[tuple[Site, list[Pool]]]:
+    """Yield a site for each size of node, the smallest first, with the pools of nodes that are at least so large."""
+    if 0 in (limits.max_nodes, limits.max_gpus):  # a partition or QOS that is closed in this way
+        return
     last = 0
     sizes = sorted({(pool.host_memory_gib, pool.cpus_per_node) for pool in pools}, reverse=True)
     made = []
@@ -153,7 +159,7 @@ def _of_sizes(asked: Question, pools: list[Pool], gpu: str, limits: Bounds) -> I
         large = [pool for pool in pools if pool.host_memory_gib >= memory and pool.cpus_per_node >= cpus]
         nodes = sum(_free(asked, pool) for pool in large)
         if nodes > last:
-            made.append(_site(asked, large, gpu, limits, nodes))
+            made.append((_site(asked, large, gpu, limits, nodes), large))
             last = nodes
     yield from reversed(made)
 
@@ -172,8 +178,9 @@ def _site(asked: Question, pools: list[Pool], gpu: str, limits: Bounds, nodes: i
     most = [nodes, limits.max_nodes, limits.max_gpus // per_node if limits.max_gpus else None]
     if asked.chosen:  # a bound that its author set
         most.append(profile.max_nodes)
-    memory = min([pool.host_memory_gib for pool in pools] + [limits.memory_gib or ENDLESS])
+    memory = min([*(m for pool in pools if (m := pool.host_memory_gib) >= LEAST_GIB), limits.memory_gib or ENDLESS])
     cpus = min([pool.cpus_per_node for pool in pools] + [limits.cpus or ENDLESS])
+    memory = (1 - KEPT_SHARE) * memory if memory < ENDLESS else profile.host_memory_gib
     idle = [pool.nodes_idle for pool in pools]
     cluster = msgspec.structs.replace(
         profile,
@@ -181,7 +188,7 @@ def _site(asked: Question, pools: list[Pool], gpu: str, limits: Bounds, nodes: i
         gpus_per_node=per_node,
         max_nodes=min(number for number in most if number is not None),
         cpus_per_node=max(1, int(share * cpus)),
-        host_memory_gib=round(share * (1 - KEPT_SHARE) * memory, 1),
+        host_memory_gib=max(0.1, round(share * memory, 1)),
         slurm_gpu_type=slurm_gpu_type(asked, first),
     )
     return Site(
@@ -202,6 +209,8 @@ def _notes(asked: Question, pools: list[Pool], partitions: list[Partition]) -> I
         yield f"the profile {asked.profile.name} allows {count(asked.profile.max_nodes, 'node')}"
     if asked.inventory.source == "kubernetes":
         yield "how many of their GPUs are free now is not known"
+    if any(pool.host_memory_gib < LEAST_GIB for pool in pools):
+        yield "the memory of some of them is not said, and taken to be that of the others, or of the profile"
     yield f"{up} of {count(sum(pool.nodes for pool in pools), 'node')} up: {','.join(pool.names for pool in pools)}"
     reserved = sum(pool.nodes_reserved for pool in pools)
     if reserved and not asked.config.slurm.reservation:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from fullft_cluster.inventory import json_text
 from fullft_cluster.inventory.nouns import Partition
 from fullft_cluster.inventory.pooling import Node
 from fullft_cluster.inventory.slurm_text import allowed, words
@@ -137,7 +138,7 @@ class Document(msgspec.Struct, frozen=True):
 
 def decode(data: bytes) -> Document:
     """Decode an answer. Raises msgspec.DecodeError for what is none."""
-    return msgspec.json.decode(data, type=Document)
+    return json_text.decode(data, Document)
 
 
 def nodes(document: Document) -> Iterator[Node]:

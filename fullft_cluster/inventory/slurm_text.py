@@ -16,6 +16,7 @@ from fullft_cluster.inventory.nouns import Access, Partition, Qos
 from fullft_cluster.inventory.pooling import Node
 from fullft_cluster.units import slurm_time_seconds
 
+MOST_DIGITS = 15
 _FIX = "Write it by `scontrol show node -o > FILE`."
 _NOTHING = frozenset({"", "(null)", "N/A", "None", "NONE"})
 _ALL = frozenset({*_NOTHING, "ALL"})
@@ -38,7 +39,8 @@ def field(line: str, key: str) -> str:
 
 
 def _number(text: str) -> int:
-    return int(text) if text.isdigit() else 0
+    """Return a whole number; 0 for what is none, or none that a cluster has."""
+    return int(text) if text.isdecimal() and len(text) <= MOST_DIGITS else 0
 
 
 def records(text: str) -> Iterator[str]:
@@ -168,4 +170,4 @@ def _rows(text: str, fields: str) -> Iterator[dict[str, str]]:
 def _tres(text: str) -> dict[str, int]:
     """Return ``gres/gpu=16,node=2`` as a dict; what has a unit or is no count is left out."""
     pairs = (part.split("=", 1) for part in text.split(",") if "=" in part)
-    return {key: int(value) for key, value in pairs if value.isdigit()}
+    return {key: int(value) for key, value in pairs if value.isdecimal() and len(value) <= MOST_DIGITS}

@@ -316,3 +316,22 @@ def test_nodes_without_a_word_on_partitions() -> None:
 def test_what_the_user_says_of_resources_is_the_planners_business() -> None:
     config = Config(resources=ResourcesConfig(nodes=400))
     assert sites(slurm(), A100, config)[0].cluster.max_nodes == 2
+
+
+def test_memory_that_slurm_does_not_know_is_the_profiles() -> None:
+    """RealMemory is 1 where nobody configured it."""
+    site = on(from_slurm(lines("n1 IDLE gpu:h200:8 1")))[0]
+    assert site.cluster.host_memory_gib == load_cluster("h200-141gb").host_memory_gib
+    assert any("memory of some of them is not said" in note for note in site.notes)
+
+
+@pytest.mark.parametrize("limit", ["MaxNodes=0", "QoS=none"])
+def test_a_partition_that_gives_nothing_is_passed_over(limit: str) -> None:
+    text = lines("n1 IDLE gpu:h100:8 1000000").replace("State=UP", f"{limit} State=UP")
+    assert "no node of n1 is up in a partition" in problem(from_slurm(text, qos=(Qos(name="none", gpus={"": 0}),)))
+
+
+def test_the_notes_of_a_size_are_about_its_nodes() -> None:
+    found = on(from_slurm(lines("n1 IDLE gpu:h200:8 1000000", "n2 IDLE gpu:h200:8 2000000")))
+    assert ["2 of 2 nodes up: n2,n1" in found[0].notes or "2 of 2 nodes up: n1,n2" in found[0].notes] == [True]
+    assert "1 of 1 node up: n2" in found[1].notes
