@@ -21,7 +21,7 @@ test: setup  ## lint, then every test but the nightly ones (SLURM is installed w
 	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 nightly: setup  ## the tests that take long: other SLURM versions, in roots of other Debians (root; debootstrap)
-	@scripts/setup.sh --slurm
+	@scripts/setup.sh --nightly
 	@$(VENV)/bin/python -m pytest -m nightly $(PYTEST_ARGS)
 
 lint: setup  ## ruff, mypy, import directions, shellcheck

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Makes the virtual environment of this checkout, and on request installs SLURM for its tests.
 #
-#   scripts/setup.sh            .venv with the package (editable) and its extras train, slurm, dev; does nothing when current
+#   scripts/setup.sh            .venv with the package (editable) and its extras but flash; does nothing when current
 #   scripts/setup.sh --slurm    SLURM's daemons from Debian's packages, where this is root on Debian or Ubuntu
+#   scripts/setup.sh --nightly  the same and debootstrap, for the tests with other versions of SLURM
 #
 # PYTHON=python3.12 chooses the interpreter, VENV=DIR the environment's place. pip's own settings (index, proxy) are obeyed.
 set -euo pipefail
@@ -43,7 +44,7 @@ make_venv() {
     : > "$venv/setup.log"
     # torch first and alone: the pin decides which build it is before anything else can ask for another.
     pip_install torch
-    pip_install -e '.[train,slurm,dev]'
+    pip_install -e '.[train,slurm,kubernetes,dev]'
     echo "$wanted" > "$venv/setup.stamp"
     say "done"
 }
@@ -59,13 +60,14 @@ slurm_is_here() {
     done
 }
 
-apt_install() {
+apt_install() {  # apt_install LOG PACKAGES...
     local log=$1
+    shift
     export DEBIAN_FRONTEND=noninteractive
     # Lists that are missing or too old are fetched only when they are needed.
-    apt-get install -qq -y --no-install-recommends "${slurm_packages[@]}" "${accounting_packages[@]}" > "$log" 2>&1 && return
+    apt-get install -qq -y --no-install-recommends "$@" > "$log" 2>&1 && return
     apt-get update -qq >> "$log" 2>&1
-    apt-get install -qq -y --no-install-recommends "${slurm_packages[@]}" "${accounting_packages[@]}" >> "$log" 2>&1
+    apt-get install -qq -y --no-install-recommends "$@" >> "$log" 2>&1
 }
 
 install_slurm() {
@@ -83,7 +85,7 @@ install_slurm() {
         # shellcheck disable=SC2064
         trap "rm -f '$policy'" EXIT
     fi
-    if ! apt_install "$log"; then
+    if ! apt_install "$log" "${slurm_packages[@]}" "${accounting_packages[@]}"; then
         tail -n 25 "$log" >&2
         die "apt-get failed (above: the end of $log)"
     fi
@@ -91,8 +93,26 @@ install_slurm() {
     slurm_is_here || die "the packages are installed, but not every command of theirs is on PATH"
 }
 
+# --- other Debians with other versions of SLURM, for the nightly tests
+install_debootstrap() {
+    local log
+    PATH=$PATH:/usr/sbin:/sbin command -v debootstrap > /dev/null && return
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then
+        say "not root on Debian or Ubuntu: debootstrap is not installed, and the tests that need it are skipped"
+        return
+    fi
+    say "installing debootstrap"
+    log=$(mktemp)
+    if ! apt_install "$log" debootstrap; then
+        tail -n 25 "$log" >&2
+        die "apt-get failed (above: the end of $log)"
+    fi
+    rm -f "$log"
+}
+
 case ${1:-} in
 "") make_venv ;;
 --slurm) install_slurm ;;
-*) die "unknown argument: $1 (none, or --slurm)" ;;
+--nightly) install_slurm; install_debootstrap ;;
+*) die "unknown argument: $1 (none, --slurm or --nightly)" ;;
 esac
