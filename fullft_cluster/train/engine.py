@@ -1,4 +1,4 @@
-"""One engine: the model in pieces over all ranks, with its optimizer and schedule. Today DeepSpeed ZeRO-3.
+"""One engine: the model in pieces over all ranks, with its optimizer and schedule. Today DeepSpeed's ZeRO, 1 to 3.
 
 The loop knows only `Engine`. Loss and gradients are those of the *whole* global batch: the sum of all token losses over
 the number of its labels, however the batch is cut into micro-steps and ranks (averaging the means of micro-batches
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from fullft_cluster.errors import Problem, RunFailedError
@@ -21,9 +22,6 @@ from fullft_cluster.plan import Plan
 from fullft_cluster.train.data import Batch
 from fullft_cluster.train.exits import CheckpointFault
 from fullft_cluster.train.setup import Job
-
-SHARDS = "zero3"
-"""The directory of DeepSpeed's files within a checkpoint (its `tag`)."""
 
 
 class Engine(Protocol):
@@ -125,7 +123,10 @@ def parameter_groups(model: Any, weight_decay: float) -> list[dict[str, Any]]:
 
 
 class DeepSpeedEngine:
-    """ZeRO-3 by deepspeed.initialize, set up by the run's deepspeed.json alone."""
+    """ZeRO by deepspeed.initialize, set up by the run's deepspeed.json alone.
+
+    Stage 3 shards the model as it is made; below, every rank makes the whole of it.
+    """
 
     def __init__(self, job: Job, device: torch.device, total_steps: int) -> None:
         import deepspeed
@@ -137,6 +138,9 @@ class DeepSpeedEngine:
         self.device = device
         self._world_size = job.identity.world_size
         config = copy.deepcopy(job.deepspeed)
+        self._stage = int(config["zero_optimization"]["stage"])
+        # The directory of DeepSpeed's files within a checkpoint (its `tag`).
+        self._shards = f"zero{self._stage}"
         # transformers keeps only a weak reference, and without it every rank would load the whole model.
         self._hf_config = HfDeepSpeedConfig(config)
         self._attention = attention_implementation(device, job.plan.precision)
@@ -175,16 +179,19 @@ class DeepSpeedEngine:
 
     def save(self, directory: Path) -> None:
         """See `Engine`."""
-        self._engine.save_checkpoint(str(directory), tag=SHARDS, save_latest=False)
+        self._engine.save_checkpoint(str(directory), tag=self._shards, save_latest=False)
 
     def load(self, directory: Path) -> None:
         """See `Engine`."""
-        path, _ = self._engine.load_checkpoint(str(directory), tag=SHARDS)
+        path, _ = self._engine.load_checkpoint(str(directory), tag=self._shards)
         if path is None:
-            raise CheckpointFault(Problem(str(directory), "DeepSpeed finds no checkpoint in it"))
+            what = f"holds no {self._shards}: it was not written under ZeRO-{self._stage}"
+            raise CheckpointFault(Problem(str(directory), what, "Resume with the sharding of before."))
 
     def consolidate(self) -> dict[str, torch.Tensor] | None:
         """See `Engine`."""
+        if self._stage < 3:
+            return whole_weights(self._engine.module) if dist.get_rank() == 0 else None
         # Private by its name, but what transformers' and accelerate's own saving calls; it is the only way that
         # handles tied embeddings (zero_to_fp32.py --safe_serialization does not).
         state: dict[str, torch.Tensor] | None = self._engine._zero3_consolidated_16bit_state_dict()
@@ -193,6 +200,20 @@ class DeepSpeedEngine:
     def model(self) -> Any:
         """See `Engine`."""
         return self._engine.module
+
+
+def whole_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Return copies on the CPU of weights that are not sharded; tied ones stay one tensor.
+
+    ZeRO-1 and 2 make them views of flat buffers, which save_pretrained would take for weights shared by mistake.
+    """
+    copies: dict[int, torch.Tensor] = {}
+    weights = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in copies:
+            copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
+        weights[name] = copies[id(tensor)]
+    return weights
 
 
 def enable_recomputation(model: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def make_model(job: Job, attention: str) -> Any:
-    """Return the transformers model; sharded from the start where HfDeepSpeedConfig is alive.
+    """Return the transformers model; sharded from the start where HfDeepSpeedConfig is alive and asks for ZeRO-3.
 
     No `device_map`: it excludes ZeRO-3. Random weights come from `from_config`, because constructing the class under
     zero.Init leaves torch's default initialisation in place. Raises UsageError when the weights cannot be loaded, or
@@ -27,7 +28,9 @@ def make_model(job: Job, attention: str) -> Any:
     torch.manual_seed(job.plan.seed)
     if job.config.weights == "random":
         config = AutoConfig.for_model(**spec.hf_config)
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        draw_matrices(model, job.plan.seed)
+        return model
     reference = job.config.weights or ""
     try:
         if wrong := differences(spec, AutoConfig.from_pretrained(reference).to_dict()):
@@ -38,3 +41,21 @@ def make_model(job: Job, attention: str) -> Any:
         first = str(error).strip().split("\n", 1)[0]
         fix = "Give a directory that from_pretrained loads, or fetch it first: hf download."
         raise UsageError(Problem("weights", f"{reference} cannot be loaded ({first})", fix)) from error
+
+
+@torch.no_grad()
+def draw_matrices(model: Any, seed: int) -> None:
+    """Draw each matrix anew, from a generator of its own that is seeded by the run's seed and the matrix's name.
+
+    Under zero.Init the one generator of torch has gone another way than without it, so that the same seed would begin
+    with other weights where the parameters are sharded. The distribution is transformers' own (modeling_llama.py and
+    its siblings, `_init_weights`): normal with the config's ``initializer_range``; norms and biases are left alone.
+    """
+    from deepspeed.runtime.zero import GatheredParameters
+
+    for name, parameter in model.named_parameters():
+        if len(getattr(parameter, "ds_shape", parameter.shape)) < 2:
+            continue
+        with GatheredParameters([parameter], modifier_rank=0):
+            own = torch.Generator(parameter.device).manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+            parameter.normal_(0.0, model.config.initializer_range, generator=own)

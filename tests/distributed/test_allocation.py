@@ -7,15 +7,11 @@ torch's AdamW stands in for DeepSpeed's CPU Adam, which would have to be compile
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from training_run import DEADLINE_SECONDS, ROOT, Shape, Training
+from training_run import Shape, Training, run_ranks
 
 from fullft_cluster.deepspeed_json import zero_optimization
 from fullft_cluster.model import ModelSpec, load_model
@@ -70,33 +66,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> dict[str, Tra
         training.run.deepspeed.write_text(json.dumps(config))
         training.run.data.write_text(json.dumps({"seq_len": training.shape.seq_len}))
         made[name] = training
-    measure(folder, [training.run.path for training in made.values()])
+    paths = [str(training.run.path) for training in made.values()]
+    run_ranks(folder, Path(__file__).with_name("allocation_probe.py"), paths)
     return made
-
-
-def measure(folder: Path, paths: list[Path]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(RANKS):
-        environment = {
-            **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(RANKS),
-            "LOCAL_WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "",
-        }  # fmt: skip
-        command = [sys.executable, str(Path(__file__).with_name("allocation_probe.py")), *map(str, paths)]
-        with (folder / f"rank-{rank}.log").open("wb") as log:
-            processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log))
-    try:
-        codes = [process.wait(DEADLINE_SECONDS) for process in processes]
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-    logs = "\n".join((folder / f"rank-{rank}.log").read_text(errors="replace")[-4000:] for rank in range(RANKS))
-    assert codes == [0] * RANKS, logs
 
 
 def model(training: Training) -> ModelSpec:

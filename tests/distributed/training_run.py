@@ -110,11 +110,7 @@ class Training:
             port = free.getsockname()[1]
         for rank in range(self.shape.world_size):
             path = os.pathsep.join(filter(None, (str(sitecustomize or ""), str(ROOT))))
-            environment = {
-                **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.shape.world_size),
-                "LOCAL_WORLD_SIZE": str(self.shape.world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "",
-            }  # fmt: skip
+            environment = {**os.environ, **rank_environment(rank, self.shape.world_size, port), "PYTHONPATH": path}
             with (self.run.logs / f"attempt-{self.attempt}-rank-{rank}.log").open("wb") as log:
                 command = [
                     sys.executable, "-m", "fullft_cluster.train.worker", "--run", str(self.run.path),
@@ -180,6 +176,36 @@ class Training:
         for shard in self.run.export.glob("*.safetensors"):
             found |= load_file(shard)
         return found
+
+
+def run_ranks(folder: Path, script: Path, arguments: list[str], ranks: int = 2) -> None:
+    """Run a script as so many ranks of one job; its logs go to the folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(ranks):
+        environment = {**os.environ, **rank_environment(rank, ranks, port), "PYTHONPATH": str(ROOT)}
+        with (folder / f"rank-{rank}.log").open("wb") as log:
+            command = [sys.executable, str(script), *arguments]
+            processes.append(subprocess.Popen(command, env=environment, cwd=ROOT, stdout=log, stderr=log))
+    try:
+        codes = [process.wait(DEADLINE_SECONDS) for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    logs = "\n".join((folder / f"rank-{rank}.log").read_text(errors="replace")[-4000:] for rank in range(ranks))
+    assert codes == [0] * ranks, logs
+
+
+def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """Return what the node agent sets for a worker."""
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
 
 
 def random_weights(cache: Path, config: dict[str, Any]) -> Path:
