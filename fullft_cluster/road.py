@@ -41,8 +41,12 @@ class Planned:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return what the user should know of the nodes."""
-        return self.site.notes if self.site else ()
+        """Return what the user should know of the nodes, and how long an attempt there will be given."""
+        if self.site is None:
+            return ()
+        on_slurm = self.site.partition is not None
+        attempt = slurm_attempt(self.resolved.config, self.plan, self.site).sentence if on_slurm else ""
+        return (*self.site.notes, attempt) if attempt else self.site.notes
 
 
 @dataclass(frozen=True)
@@ -138,11 +142,23 @@ def to_job(
         problems += error.problems
     if problems or run_dir is None:
         raise UsageError(problems)
-    final = planned.resolved.changed(weights=weights.ref, name=run_dir.name)
+    model = _model_for_nodes(str(config.model), weights)
+    final = planned.resolved.changed(model=model, weights=weights.ref, name=run_dir.name)
     job = make_job(final, planned.plan, run_dir, sys.executable, planned.site)
-    if config.backend == "slurm":
+    if config.backend == "slurm" and planned.site is None:
         notes.append(slurm_attempt(config, planned.plan, planned.site).sentence)
     return Ready(job, render(job), run_dir, tuple(notes))
+
+
+def _model_for_nodes(model: str, weights: Weights) -> str:
+    """Return what the nodes know a model by: the directory of its weights where its shape was fetched from the hub."""
+    if weights.kind != "path":
+        return model
+    try:
+        load_model(model)
+    except UsageError:
+        return weights.ref
+    return model
 
 
 def _check_texts(config: Config) -> None:
