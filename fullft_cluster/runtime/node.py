@@ -39,9 +39,13 @@ def die_with_parent() -> None:
 def worker_environment(node_rank: int, local_rank: int, local_world_size: int, world_size: int) -> dict[str, str]:
     """Return the environment of one worker, in torchrun's names.
 
-    MASTER_ADDR and MASTER_PORT are inherited from the batch script (or the local supervisor).
+    MASTER_ADDR and MASTER_PORT are inherited from the batch script (or the local supervisor). OMP_NUM_THREADS, unless
+    it is set, is the worker's share of the CPUs that this process may use: an offloaded optimizer is as fast as its
+    threads are many, so one, as under torchrun, starves it, and all for every worker make them fight.
     """
+    cpus = len(os.sched_getaffinity(0))
     return {
+        "OMP_NUM_THREADS": str(max(cpus // local_world_size, 1)),
         **os.environ,
         "RANK": str(node_rank * local_world_size + local_rank),
         "LOCAL_RANK": str(local_rank),
