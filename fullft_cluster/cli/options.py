@@ -91,7 +91,7 @@ _PLAN = (
         type=click.Choice(["none", "optimizer", "parameters"]),
         help="What moves to host memory. [default: none, more only where nothing else fits]",
     ),
-    click.option("--zero-stage", type=int, help="1, 2 or 3; default the fastest that fits."),
+    click.option("--zero-stage", type=int, help="1, 2 or 3. [default: 3; 2 too where speed or cost is the aim]"),
     click.option("--engine", type=click.Choice(["deepspeed", "fsdp"]), help="[default: deepspeed]"),
     click.option(
         "--objective",
@@ -101,16 +101,16 @@ _PLAN = (
     click.option("--deadline", metavar="24h", help="The run has to end within this time: 24h, 90m, 3d."),
     click.option("--price-per-gpu-hour", type=float, help="For the cost; default the cluster profile's."),
     click.option("--inventory", metavar="slurm|kubernetes|FILE", help="Plan on nodes that exist."),
+    click.option("--partition", help="SLURM partition."),
+    click.option("--account", help="SLURM account."),
+    click.option("--qos", help="SLURM QOS."),
 )
 _SUBMIT = (
     click.option(
         "--weights", help="A local path, a hub id, or `random` (with tiny and small, which have a tokenizer)."
     ),
     click.option("--name", help="Name of the run; default made of model and data."),
-    click.option("--partition", help="SLURM partition."),
-    click.option("--account", help="SLURM account."),
-    click.option("--qos", help="SLURM QOS."),
-    click.option("--time", help="SLURM time limit of one attempt; a longer run is requeued. [default: 24:00:00]"),
+    click.option("--time", help="SLURM time limit of one attempt; a longer run is requeued. [default: from the forecast]"),
 )
 runs_dir_option = click.option("--runs-dir", help="Directory of the run directories. [default: runs]")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
