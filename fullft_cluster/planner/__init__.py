@@ -7,9 +7,11 @@ and disk, `speed` and `calibration` how long. `layout` and `batch` are what ther
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, UsageError
-from fullft_cluster.hardware import Cluster, load_gpu
+from fullft_cluster.hardware import Cluster, Gpu, load_gpu
 from fullft_cluster.model import ModelSpec
 from fullft_cluster.plan import Plan
 from fullft_cluster.planner import defaults
@@ -31,22 +33,37 @@ def make_plan(
     or deadline (with the shortfall and the nearest plan that fits).
     """
     gpu = load_gpu(cluster.gpu)
-    problems = []
-    if config.train.seq_len > model.longest_sequence:
-        what = f"{config.train.seq_len} is more than the {model.longest_sequence} positions of {model.name}"
-        problems.append(Problem("train.seq_len", what, f"Write at most {model.longest_sequence}."))
-    if config.train.precision == "bf16" and not gpu.bf16:
-        what = f"{gpu.name} does not compute in bf16"
-        problems.append(Problem("train.precision", what, "Take a cluster with A100s or newer GPUs."))
-    if config.resources.hpz and config.resources.zero_stage not in (None, 3):
-        what = f"is a part of ZeRO-3, but resources.zero_stage is {config.resources.zero_stage}"
-        problems.append(Problem("resources.hpz", what, "Leave one of the two out."))
-    if config.resources.offload == "parameters" and config.resources.zero_stage in (1, 2):
-        what = f"only ZeRO-3 offloads parameters, but resources.zero_stage is {config.resources.zero_stage}"
-        problems.append(Problem("resources.offload", what, "Write optimizer, or leave zero_stage out."))
+    problems = list(_contradictions(config, model, gpu))
     if problems:
         raise UsageError(problems)
     epochs = config.train.epochs or defaults.epochs(data.rows)
     tokens = data.tokens * epochs if data.tokens else None
     task = Task(config, model, cluster, gpu, tokens=tokens, measured=measured)
     return assemble(task, choose(task), data)
+
+
+def _contradictions(config: Config, model: ModelSpec, gpu: Gpu) -> Iterator[Problem]:
+    """Yield what cannot be meant, whatever the nodes."""
+    wanted = config.resources
+    if config.train.seq_len > model.longest_sequence:
+        what = f"{config.train.seq_len} is more than the {model.longest_sequence} positions of {model.name}"
+        yield Problem("train.seq_len", what, f"Write at most {model.longest_sequence}.")
+    if config.train.precision == "bf16" and not gpu.bf16:
+        what = f"{gpu.name} does not compute in bf16"
+        yield Problem("train.precision", what, "Take a cluster with A100s or newer GPUs.")
+    if wanted.engine == "fsdp":
+        fix = "Leave one of the two out."
+        if wanted.zero_stage in (1, 2):
+            what = f"{wanted.zero_stage} is a stage of DeepSpeed's, but resources.engine is fsdp, planned as full shard"
+            yield Problem("resources.zero_stage", what, fix)
+        if wanted.hpz:
+            yield Problem("resources.hpz", "is a part of DeepSpeed, but resources.engine is fsdp", fix)
+        if wanted.offload not in (None, "none"):
+            yield Problem("resources.offload", "is planned for deepspeed alone, but resources.engine is fsdp", fix)
+        return
+    if wanted.hpz and wanted.zero_stage not in (None, 3):
+        what = f"is a part of ZeRO-3, but resources.zero_stage is {wanted.zero_stage}"
+        yield Problem("resources.hpz", what, "Leave one of the two out.")
+    if wanted.offload == "parameters" and wanted.zero_stage in (1, 2):
+        what = f"only ZeRO-3 offloads parameters, but resources.zero_stage is {wanted.zero_stage}"
+        yield Problem("resources.offload", what, "Write optimizer, or leave zero_stage out.")

@@ -34,7 +34,7 @@ def assemble(task: Task, choice: Choice, data: Data) -> Plan:
         gpu=task.cluster.gpu,
         engine=task.wanted.engine,
         zero_stage=choice.variant.zero_stage,
-        hpz=choice.variant.hpz and choice.layout.nodes > 1,
+        hpz=choice.setup.hpz > 1,
         precision=train.precision,
         nodes=choice.layout.nodes,
         gpus=choice.layout.gpus,

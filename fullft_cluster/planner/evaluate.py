@@ -18,7 +18,7 @@ from fullft_cluster.units import GIB
 def evaluate(task: Task, layout: Layout, batch: Batch, variant: Variant) -> Choice:
     """Return what one layout, batch and variant take."""
     config, wanted, cluster = task.config, task.wanted, task.cluster
-    hpz = layout.gpus_per_node if variant.hpz else 1
+    hpz = layout.gpus_per_node if variant.hpz and layout.nodes > 1 else 1  # within one node it is what ZeRO-3 is
     setup = Setup(
         model=task.model,
         gpu=cluster.gpu,

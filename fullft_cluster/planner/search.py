@@ -18,6 +18,9 @@ from fullft_cluster.units import duration, duration_seconds
 USUAL_MOST_GPUS = 32
 """Where neither GPUs nor a maximum are asked for, plans of more are looked at only if nothing smaller serves."""
 
+LONGEST_DEADLINE_SECONDS = 10 * 365 * 86400
+"""Ten years: a deadline beyond is a slip of the keyboard."""
+
 WITHOUT_END = 1e9
 """Tokens that hours are told for while the length of the run is not known."""
 
@@ -91,7 +94,9 @@ def offloads(task: Task) -> list[Offload]:
     """Return the kinds of offload to try, in this order: what the user says, else none, and more only where it must."""
     if task.wanted.offload is not None:
         return [task.wanted.offload]
-    return ["none"] if task.cluster.gpu == CPU or task.wanted.engine == "fsdp" else ["none", "optimizer", "parameters"]
+    if task.cluster.gpu == CPU or task.wanted.engine == "fsdp":
+        return ["none"]
+    return ["none", "optimizer", "parameters"] if task.wanted.zero_stage in (None, 3) else ["none", "optimizer"]
 
 
 def first_fit(task: Task, kinds: list[Offload] | None = None) -> Choice | None:
@@ -127,13 +132,14 @@ def choose(task: Task) -> Choice:
 
 
 def front(task: Task, smallest: Choice) -> list[Choice]:
-    """Return the fastest choice of each layout that fits, from the smallest one on: what can be chosen among."""
+    """Return the smallest choice, and the fastest one of each larger layout that fits: what can be chosen among."""
     most = max(smallest.layout.gpus, USUAL_MOST_GPUS if task.wanted.max_gpus is None else task.wanted.max_gpus)
     if deadline_seconds(task) is not None and task.wanted.max_gpus is None:
         most = task.cluster.max_nodes * task.cluster.gpus_per_node
     offload = smallest.variant.offload
-    looked_at = [layout for layout in layouts(task) if smallest.layout.gpus <= layout.gpus <= most]
-    return [found for layout in _thinned(looked_at) if (found := fastest(task, layout, offload))]
+    larger = [layout for layout in layouts(task) if smallest.layout.gpus < layout.gpus <= most]
+    looked_at = _thinned([smallest.layout, *larger])[1:]
+    return [smallest, *(found for layout in looked_at if (found := fastest(task, layout, offload)))]
 
 
 def _thinned(found: list[Layout]) -> list[Layout]:
@@ -153,8 +159,9 @@ def deadline_seconds(task: Task) -> float | None:
         seconds = duration_seconds(task.wanted.deadline)
     except ValueError as error:
         raise UsageError(Problem("resources.deadline", str(error), "Write 24h, 90m, 3d or 1-12:00:00.")) from None
-    if seconds <= 0:
-        raise UsageError(Problem("resources.deadline", "is no time at all", "Write 24h, 90m, 3d or 1-12:00:00."))
+    if not 0 < seconds <= LONGEST_DEADLINE_SECONDS:
+        what = "is no time at all" if seconds <= 0 else f"{task.wanted.deadline!r} is more than ten years"
+        raise UsageError(Problem("resources.deadline", what, "Write 24h, 90m, 3d or 1-12:00:00."))
     if task.tokens is None and task.config.train.max_steps is None:
         what = "cannot be kept or missed while the length of the run is not known"
         raise UsageError(Problem("resources.deadline", what, "Give --data, or --max-steps."))
@@ -219,7 +226,33 @@ def _does_not_fit(task: Task, tried: Choice) -> Problem:
     free = {"gpus": None, "nodes": None, "gpus_per_node": None, "max_gpus": None}
     fixes = [text for text in _alternatives(task, free) if text]
     what = f"{task.model.name} {tried.shortfall()}"
-    return Problem("", what, " ".join(fixes) or f"No plan fits {task.cluster.name}, with or without offload.")
+    fix = " ".join(fixes) or _without_all(task, free) or f"No plan fits {task.cluster.name}, with or without offload."
+    return Problem("", what, fix)
+
+
+def _without_all(task: Task, free: dict[str, None]) -> str:
+    """Return the nearest plan without any of the constraints, the global batch last; nothing where there is none."""
+    defaults = {"micro_batch_size": None, "zero_stage": None, "activation_checkpointing": None, "offload": None}
+    kept = [f"resources.{key}" for key in defaults if getattr(task.wanted, key) is not None]
+    kept += ["resources.hpz"] if task.wanted.hpz else []
+    alone = task.changed(**free, **defaults, hpz=False)
+    choice = first_fit(alone)
+    if choice:
+        return f"Nearest plan that fits, without {' and '.join(kept)}: {_laid(choice)}."
+    given = task.config.train.global_batch_size
+    for offload, layout in product(offloads(alone), candidates(alone.wanted, task.cluster) if given else []):
+        batch = max(round((given or 1) / layout.gpus), 1) * layout.gpus
+        choice = fastest(alone.with_global_batch(batch), layout, offload)
+        if choice:
+            without = f", without {' and '.join(kept)}" if kept else ""
+            return f"Nearest plan that fits{without}: {_laid(choice)}, with train.global_batch_size: {batch}."
+    return ""
+
+
+def _laid(choice: Choice) -> str:
+    """Return a layout in words, and what it moves to the host."""
+    moved = f" with resources.offload: {choice.variant.offload}" if choice.variant.offload != "none" else ""
+    return f"{choice.layout.on(choice.setup.gpu)}{moved}"
 
 
 def _alternatives(task: Task, free: dict[str, None]) -> Iterator[str]:
@@ -233,7 +266,7 @@ def _alternatives(task: Task, free: dict[str, None]) -> Iterator[str]:
         yield _sentence(recomputing, how) or _sentence(recomputing.changed(**free), how)
     larger = first_fit(task.changed(**free))
     if larger:
-        yield f"Nearest plan that fits: {larger.layout.on(task.cluster.gpu)}."
+        yield f"Nearest plan that fits: {_laid(larger)}."
     if task.wanted.offload == "none" and task.cluster.gpu != CPU:
         offloaded = task.changed(offload="optimizer")
         within = _sentence(offloaded, "resources.offload: optimizer")
@@ -242,4 +275,4 @@ def _alternatives(task: Task, free: dict[str, None]) -> Iterator[str]:
 
 def _sentence(task: Task, how: str) -> str:
     choice = first_fit(task)
-    return f"With {how} it fits on {choice.layout.on(task.cluster.gpu)}." if choice else ""
+    return f"With {how} it fits on {_laid(choice)}." if choice else ""

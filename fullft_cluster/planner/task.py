@@ -74,6 +74,11 @@ class Task:
         config = msgspec.structs.replace(self.config, resources=resources)
         return replace(self, config=config)
 
+    def with_global_batch(self, sequences: int) -> Task:
+        """Return the task with this global batch."""
+        train = msgspec.structs.replace(self.config.train, global_batch_size=sequences)
+        return replace(self, config=msgspec.structs.replace(self.config, train=train))
+
 
 @dataclass(frozen=True)
 class Variant:

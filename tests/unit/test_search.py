@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fullft_cluster.config_load import resolve
+from fullft_cluster.deepspeed_json import deepspeed_json
 from fullft_cluster.errors import DoesNotFitError, UsageError
 from fullft_cluster.inventory import Inventory, Pool
 from fullft_cluster.model import load_model
@@ -60,7 +61,7 @@ def test_a_deadline_that_cannot_be_kept_names_the_nearest() -> None:
     assert plan("65b", resources__deadline=f"{hours}h", resources__max_gpus=16).gpus == 16
 
 
-@pytest.mark.parametrize("deadline", ["24", "soon", "-3h", "0h", ""])
+@pytest.mark.parametrize("deadline", ["24", "soon", "-3h", "0h", "", "9999999d"])
 def test_what_is_no_deadline(deadline: str) -> None:
     with pytest.raises(UsageError, match=r"resources\.deadline"):
         plan("7b", resources__deadline=deadline)
@@ -100,12 +101,54 @@ def test_zero_2_is_taken_for_speed_only() -> None:
         ({"resources__hpz": True, "resources__zero_stage": 2}, "resources.hpz"),
         ({"resources__offload": "parameters", "resources__zero_stage": 1}, "resources.offload"),
         ({"resources__gpus": 8, "resources__max_gpus": 4}, "resources.gpus"),
+        ({"resources__engine": "fsdp", "resources__zero_stage": 2}, "resources.zero_stage"),
+        ({"resources__engine": "fsdp", "resources__offload": "optimizer"}, "resources.offload"),
+        ({"resources__engine": "fsdp", "resources__hpz": True, "resources__nodes": 2}, "resources.hpz"),
     ],
 )
 def test_contradictions_name_the_key(flags: dict[str, Any], key: str) -> None:
     with pytest.raises(UsageError) as refused:
         plan("7b", **flags)
     assert key in str(refused.value)
+
+
+def test_what_fits_odd_gpus_alone_can_have_a_deadline_too() -> None:
+    found = plan("llama-3.1-405b", Data(), resources__deadline="24h", train__max_steps=100)
+    assert found.gpus == 120 and sum(option.chosen for option in found.options) == 1
+    with pytest.raises(DoesNotFitError, match="Write --deadline"):
+        plan("llama-3.1-405b", Data(), resources__deadline="1m", train__max_steps=100)
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_hpz_is_planned_as_it_is_written_for_deepspeed(nodes: int) -> None:
+    found = plan("7b", resources__hpz=True, resources__nodes=nodes)
+    written = deepspeed_json(found)["zero_optimization"]
+    assert found.hpz == ("zero_hpz_partition_size" in written) == ("secondary_parameters" in found.memory.gpu.parts)
+    assert [option.hpz for option in found.options if option.chosen] == [found.hpz] == [nodes > 1]
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "nearest"),
+    [
+        ("65b", {"train__global_batch_size": 12, "resources__nodes": 1}, "train.global_batch_size: 16"),
+        (
+            "65b",
+            {"resources__max_gpus": 1, "resources__offload": "optimizer", "resources__zero_stage": 1},
+            "without resources.zero_stage and resources.offload: 16 GPUs",
+        ),
+        (
+            "30b",
+            {"resources__nodes": 3, "resources__zero_stage": 2, "train__global_batch_size": 1},
+            "1 GPU .* with resources.offload: optimizer",
+        ),
+        ("llama-3.1-405b", {"resources__hpz": True}, "without resources.hpz"),
+    ],
+)
+def test_a_refusal_names_a_plan_that_fits_wherever_there_is_one(
+    model: str, flags: dict[str, Any], nearest: str
+) -> None:
+    with pytest.raises(DoesNotFitError, match=nearest):
+        plan(model, **flags)
 
 
 def test_the_disk_has_to_hold_the_run() -> None:
