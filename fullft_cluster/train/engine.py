@@ -183,10 +183,12 @@ class DeepSpeedEngine:
 
     def load(self, directory: Path) -> None:
         """See `Engine`."""
+        if not (directory / self._shards).is_dir():
+            what = f"holds no {self._shards}/: it was not written under ZeRO-{self._stage}"
+            raise CheckpointFault(Problem(str(directory), what, "Resume with the sharding of before."))
         path, _ = self._engine.load_checkpoint(str(directory), tag=self._shards)
         if path is None:
-            what = f"holds no {self._shards}: it was not written under ZeRO-{self._stage}"
-            raise CheckpointFault(Problem(str(directory), what, "Resume with the sharding of before."))
+            raise CheckpointFault(Problem(str(directory), "DeepSpeed finds no checkpoint in it"))
 
     def consolidate(self) -> dict[str, torch.Tensor] | None:
         """See `Engine`."""

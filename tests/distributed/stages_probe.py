@@ -18,8 +18,9 @@ from typing import Any
 import msgspec
 import torch
 
+from fullft_cluster import checkpoints
 from fullft_cluster.rundir import RunDir
-from fullft_cluster.train.exits import Progress
+from fullft_cluster.train.exits import CheckpointFault, Progress
 from fullft_cluster.train.setup import Identity, read_job, set_environment
 from fullft_cluster.train.stop import StopFlag
 from fullft_cluster.train.worker import start_process_group, train
@@ -59,6 +60,21 @@ def check_random_weights(paths: list[Path], identity: Identity) -> None:
     assert all(0.015 < deviation < 0.025 for deviation in matrices.values()), matrices
 
 
+def check_other_stage(whole: Path, other: Path, identity: Identity) -> None:
+    """Fail unless a checkpoint of ZeRO-2 is refused under ZeRO-3, by its name and without a traceback's words."""
+    from fullft_cluster.train.engine import DeepSpeedEngine
+
+    engine = DeepSpeedEngine(read_job(RunDir(whole), 1, identity), torch.device("cpu"), total_steps=1)
+    newest = checkpoints.newest_good(RunDir(other).checkpoints, set_aside=False)
+    assert newest
+    try:
+        engine.load(newest.path)
+    except CheckpointFault as fault:
+        assert "it was not written under ZeRO-3" in str(fault)
+    else:
+        raise AssertionError("a checkpoint of another stage was loaded")
+
+
 def main() -> None:
     identity = Identity.from_environment(os.environ)
     code = 0
@@ -73,6 +89,7 @@ def main() -> None:
             progress = Progress()
             assert not train(read_job(run, 2, identity), StopFlag(), progress)
             assert progress.resumed_from == (STOP_AFTER if number % 2 else None)
+        check_other_stage(Path(sys.argv[1]), Path(sys.argv[3]), identity)
     except BaseException:
         traceback.print_exc()
         code = 1
