@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from itertools import product
 
@@ -105,12 +106,22 @@ def first_fit(task: Task, kinds: list[Offload] | None = None) -> Choice | None:
     Layouts that the default global batch does not divide by come last, with a batch of their own.
     """
     even = layouts(task)
-    odd = [layout for layout in candidates(task.wanted, task.cluster) if layout not in even]
-    for offload, layout in product(kinds or offloads(task), [*even, *odd]):
-        found = fastest(task, layout, offload)
-        if found:
-            return found
+    odd = sorted(set(candidates(task.wanted, task.cluster)) - set(even), key=lambda layout: layout.gpus)
+    for offload in kinds or offloads(task):
+        for layout in [*_able(task, even, offload), *_able(task, odd, offload)]:
+            if found := fastest(task, layout, offload):
+                return found
     return None
+
+
+def _able(task: Task, found: list[Layout], offload: Offload) -> list[Layout]:
+    """Return layouts, the fewest GPUs first, without whole nodes that even the smallest micro-batch does not fit.
+
+    More nodes never need more memory each, so where it begins to fit is found by halving: there may be 10,000 of them.
+    """
+    several = [layout for layout in found if layout.nodes > 1]
+    first = bisect_left(several, True, key=lambda layout: least(task, layout, offload).fits)
+    return [layout for layout in found if layout.nodes == 1] + several[first:]
 
 
 def choose(task: Task) -> Choice:
@@ -210,15 +221,16 @@ def least(task: Task, layout: Layout, offload: Offload) -> Choice:
 def _refusal(task: Task) -> UsageError | DoesNotFitError:
     """Return the error of a task that nothing fits: a batch that does not divide, or too little memory."""
     offload = offloads(task)[0]
-    smallest = [least(task, layout, offload) for layout in candidates(task.wanted, task.cluster)]
-    would_fit = next((choice for choice in smallest if choice.fits), None)
+    found = candidates(task.wanted, task.cluster)
+    tried = (least(task, layout, offload) for layout in _able(task, found, offload))
+    would_fit = next((choice for choice in tried if choice.fits), None)
     given = task.config.train.global_batch_size
     if would_fit and given:
         workers = count(would_fit.layout.gpus, noun(task.cluster.gpu))
         problem = indivisible(given, would_fit.layout.gpus, task.wanted.micro_batch_size, workers)
         if problem:
             return UsageError(problem)
-    return DoesNotFitError(_does_not_fit(task, smallest[-1]))
+    return DoesNotFitError(_does_not_fit(task, least(task, found[-1], offload)))
 
 
 def _does_not_fit(task: Task, tried: Choice) -> Problem:

@@ -14,11 +14,16 @@ from hypothesis import strategies as st
 from fullft_cluster.config_load import resolve
 from fullft_cluster.deepspeed_json import deepspeed_json
 from fullft_cluster.errors import DoesNotFitError, UsageError
+from fullft_cluster.hardware import load_gpu
 from fullft_cluster.inventory import Inventory, Pool
 from fullft_cluster.model import load_model
 from fullft_cluster.plan import Plan
 from fullft_cluster.planner import Data, make_plan
+from fullft_cluster.planner.evaluate import evaluate
+from fullft_cluster.planner.layout import Layout
 from fullft_cluster.planner.options import pareto
+from fullft_cluster.planner.search import layouts, least
+from fullft_cluster.planner.task import Task
 from fullft_cluster.road import to_plan
 
 SOME = Data(rows=5000, text_bytes=200_000_000)
@@ -149,6 +154,36 @@ def test_a_refusal_names_a_plan_that_fits_wherever_there_is_one(
 ) -> None:
     with pytest.raises(DoesNotFitError, match=nearest):
         plan(model, **flags)
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("offload", ["none", "optimizer"])
+def test_more_nodes_never_need_more_memory(stage: int, offload: str) -> None:
+    """What lets the search halve: once the least fits, it fits on all larger layouts."""
+    flags = {"model": "30b", "resources.zero_stage": stage, "resources.offload": offload}
+    resolved = resolve(flags, [], None)
+    cluster = msgspec.structs.replace(resolved.cluster, host_memory_gib=200.0)
+    task = Task(resolved.config, load_model("30b"), cluster, load_gpu(cluster.gpu))
+    several = [layout for layout in layouts(task.changed(max_gpus=128)) if layout.nodes > 1]
+    needs = [least(task, layout, offload) for layout in several]  # type: ignore[arg-type]
+    for smaller, larger in itertools.pairwise(needs):
+        assert larger.needed_gpu_bytes <= smaller.needed_gpu_bytes
+        assert larger.host_bytes <= smaller.host_bytes
+
+
+def test_a_refusal_on_ten_thousand_nodes_looks_at_few_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[int] = []
+
+    def counted(task: Task, layout: Layout, *rest: Any) -> Any:
+        looked_at.append(layout.gpus)
+        return evaluate(task, layout, *rest)
+
+    monkeypatch.setattr("fullft_cluster.planner.search.evaluate", counted)
+    resolved = resolve({"model": "llama-3.1-405b", "train.seq_len": 131072}, [], None)
+    cluster = msgspec.structs.replace(resolved.cluster, max_nodes=10_000)
+    with pytest.raises(DoesNotFitError, match="No plan fits"):
+        make_plan(resolved.config, load_model("llama-3.1-405b"), cluster, SOME)
+    assert len(looked_at) < 1000
 
 
 def test_the_disk_has_to_hold_the_run() -> None:
