@@ -118,7 +118,8 @@ class SlurmConfig(Frozen, frozen=True):
     exclusive: bool = False
     prepare_partition: str | None = None
     """Partition of the data preparation job (no GPUs); default `partition`."""
-    prepare_time: str = "04:00:00"
+    prepare_time: str | None = None
+    """Time limit of the data preparation job; default 04:00:00, or the limit of its partition if that is shorter."""
     prepare_cpus: Machines = 8
     prepare_mem: str = "32G"
 

@@ -63,6 +63,9 @@ class Job(Frozen, frozen=True):
     slurm: SlurmJob | None
 
 
+PREPARE_SECONDS = 4 * 3600
+"""Time limit of the data preparation job where none is given. Default."""
+
 HOST_MARGIN = 1.1
 """Of ``--mem`` over the estimate: clusters that enforce it kill a job that takes a page more."""
 
@@ -111,6 +114,14 @@ def slurm_attempt(config: Config, plan: Plan, site: Site | None) -> Attempt:
         return Attempt(str(given), 1, f"--time={given}, as given")
     attempts, sentence = requeues(hours, lead, slurm_time_seconds(str(given)))
     return Attempt(str(given), attempts, f"--time={given}, as given: {sentence}")
+
+
+def prepare_time(config: Config, site: Site | None) -> str:
+    """Return the time limit of the data preparation job."""
+    if config.slurm.prepare_time is not None:
+        return config.slurm.prepare_time
+    limit, _ = _limit(site) if site and _prepared_there(config) else (None, "")
+    return slurm_time(min(PREPARE_SECONDS, limit if limit is not None else PREPARE_SECONDS))
 
 
 def _limit(site: Site | None) -> tuple[int | None, str]:

@@ -6,7 +6,9 @@ Users import the noun ModelSpec and what reads a config.json from here too.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from msgspec import structs
 
 from fullft_cluster import yaml_struct
 from fullft_cluster.errors import Problem, UsageError, did_you_mean
-from fullft_cluster.hf_config import differences, read_hf_config, spec_from_config
+from fullft_cluster.hf_config import SUPPORTED, differences, read_hf_config, spec_from_config
 from fullft_cluster.hub_cache import snapshots
 from fullft_cluster.model_shape import ModelSpec, Tensor
 from fullft_cluster.plan import Frozen
@@ -86,7 +88,22 @@ def _unknown(ref: str, names: list[str]) -> Problem:
     if ref.count("/") == 1:
         fix = f"Run `hf download {ref} config.json` where there is internet, or give a path or a preset's name."
         return Problem("model", f"{ref!r} is neither a path nor in the local Hugging Face cache", fix)
-    return Problem("model", f"unknown model {ref!r}", did_you_mean(ref, names))
+    return Problem("model", f"unknown model {ref!r}", _nearest(ref, names))
+
+
+OTHER_FAMILIES = ("mixtral", "gemma", "falcon", "bloom", "opt", "gpt", "t5", "bert", "mamba", "olmo", "glm")
+"""Names that people try, of architectures that are not planned for."""
+
+
+def _nearest(ref: str, names: list[str]) -> str:
+    """Return what may have been meant: presets of the family, else of the size, else a name that is written alike."""
+    word = ref.lower().replace("_", "-")
+    if other := next((family for family in OTHER_FAMILIES if word.startswith(family)), None):
+        return f"The {other} architecture is not planned for; {', '.join(SUPPORTED)} are."
+    size = re.fullmatch(r"(?:.*-)?(\d+(?:\.\d+)?b)", word)
+    alike = [] if size and size[1] == word else get_close_matches(word, names, n=3, cutoff=0.75)
+    alike = alike or [name for name in names if size and size[1] in name.split("-")]
+    return f"Did you mean {' or '.join(map(repr, alike))}?" if alike else did_you_mean(ref, names)
 
 
 def _looks_like_path(ref: str) -> bool:

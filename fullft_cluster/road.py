@@ -15,10 +15,10 @@ import msgspec
 from fullft_cluster.config import Config
 from fullft_cluster.config_load import Resolved
 from fullft_cluster.errors import DoesNotFitError, FullftError, Problem, UsageError
-from fullft_cluster.hardware import clusters
+from fullft_cluster.hardware import CPU, clusters
 from fullft_cluster.hub import fetch_config
 from fullft_cluster.inventory import Inventory, Site, sites
-from fullft_cluster.job import Job, make_job, slurm_attempt
+from fullft_cluster.job import Job, make_job, prepare_time, slurm_attempt
 from fullft_cluster.measured import load_measured
 from fullft_cluster.model import ModelSpec, load_model, presets
 from fullft_cluster.plan import Objective, Plan
@@ -42,11 +42,14 @@ class Planned:
     @property
     def notes(self) -> tuple[str, ...]:
         """Return what the user should know of the nodes, and how long an attempt there will be given."""
-        if self.site is None:
-            return ()
-        on_slurm = self.site.partition is not None
-        attempt = slurm_attempt(self.resolved.config, self.plan, self.site).sentence if on_slurm else ""
-        return (*self.site.notes, attempt) if attempt else self.site.notes
+        resolved, site = self.resolved, self.site
+        notes = list(site.notes) if site else []
+        if site is None and "cluster" not in resolved.origins and resolved.config.backend != "local":
+            assumed = resolved.cluster.name
+            notes.append(f"cluster {assumed} is assumed; name yours by --cluster, or nodes by --inventory")
+        if resolved.config.backend != "local" and self.plan.gpu != CPU and (site is None or site.partition):
+            notes.append(slurm_attempt(resolved.config, self.plan, site).sentence)
+        return tuple(notes)
 
 
 @dataclass(frozen=True)
@@ -143,10 +146,13 @@ def to_job(
     if problems or run_dir is None:
         raise UsageError(problems)
     model = _model_for_nodes(str(config.model), weights)
-    final = planned.resolved.changed(model=model, weights=weights.ref, name=run_dir.name)
+    final = planned.resolved.changed(
+        model=model,
+        weights=weights.ref,
+        name=run_dir.name,
+        slurm__prepare_time=prepare_time(config, planned.site),
+    )
     job = make_job(final, planned.plan, run_dir, sys.executable, planned.site)
-    if config.backend == "slurm" and planned.site is None:
-        notes.append(slurm_attempt(config, planned.plan, planned.site).sentence)
     return Ready(job, render(job), run_dir, tuple(notes))
 
 

@@ -8,9 +8,11 @@ import shutil
 import time
 
 from fullft_cluster import slurm_cli
+from fullft_cluster.attempt_time import slurm_time
 from fullft_cluster.backends import Submission, live_states, reopen
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, SchedulerError, UsageError
+from fullft_cluster.job import PREPARE_SECONDS
 from fullft_cluster.rundir import RunDir, write_json
 from fullft_cluster.status import ENDED, Status, read_status
 from fullft_cluster.units import slurm_time_seconds
@@ -70,7 +72,7 @@ class SlurmBackend:
         executor = submitit.AutoExecutor(folder=run.logs / "prepare", cluster="slurm")
         executor.update_parameters(
             name=f"{run.name}-prepare",
-            timeout_min=max(1, slurm_time_seconds(slurm.prepare_time) // 60),
+            timeout_min=max(1, slurm_time_seconds(slurm.prepare_time or slurm_time(PREPARE_SECONDS)) // 60),
             cpus_per_task=slurm.prepare_cpus,
             slurm_mem=slurm.prepare_mem,
             slurm_partition=slurm.prepare_partition or slurm.partition,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from importlib import import_module
@@ -76,6 +77,9 @@ def main() -> None:
             raise
         for problem in error.problems:
             click.echo(f"error: {problem}", err=True)
+        if "--json" in sys.argv:  # whoever reads JSON need not read prose
+            problems = [vars(problem) for problem in error.problems]
+            click.echo(json.dumps({"error": {"exit_code": error.exit_code, "problems": problems}}))
         code = error.exit_code
     except click.exceptions.Exit as stop:
         code = stop.exit_code

@@ -110,7 +110,9 @@ _SUBMIT = (
         "--weights", help="A local path, a hub id, or `random` (with tiny and small, which have a tokenizer)."
     ),
     click.option("--name", help="Name of the run; default made of model and data."),
-    click.option("--time", help="SLURM time limit of one attempt; a longer run is requeued. [default: from the forecast]"),
+    click.option(
+        "--time", help="SLURM time limit of one attempt; a longer run is requeued. [default: from the forecast]"
+    ),
 )
 runs_dir_option = click.option("--runs-dir", help="Directory of the run directories. [default: runs]")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
@@ -153,6 +155,8 @@ def find_run(name: str, runs_dir: str | None) -> RunDir:
         if (path / "run.json").is_file():
             return RunDir(path.absolute())
     root = Path(runs_dir or "runs")
+    if Path(name).is_dir():
+        raise UsageError(Problem(name, "is a directory without run.json, not a run", "Give what `submit` made."))
     known = ", ".join(sorted(path.parent.name for path in root.glob("*/run.json"))[:20]) or "none"
     raise UsageError(Problem(name, f"no such run in {root} (there: {known})", "Give a name, a path, or --runs-dir."))
 

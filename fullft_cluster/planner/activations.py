@@ -14,13 +14,14 @@ LOSS_CHUNK_TOKENS = 1024
 """Tokens whose logits a chunked loss holds at once: what TRL's and torchtune's chunked losses take by default or less.
 https://github.com/huggingface/trl/pull/5575"""
 
-LOSS_BYTES: dict[Loss, int] = {"naive": 12, "chunked": 12, "fused": 4, "in_output": 14, "shifted": 16}
-"""Bytes per token and vocabulary entry at the worst moment, in the backward pass of the loss: the log-softmax, the
-gradient of the chosen log-probabilities and the gradient of the log-softmax, in fp32 (counted to the byte by a
+LOSS_BYTES: dict[Loss, int] = {"naive": 12, "chunked": 12, "fused": 0, "in_output": 12, "shifted": 16}
+"""fp32 bytes per token and vocabulary entry at the worst moment, in the backward pass of the loss: the log-softmax, the
+gradient of the chosen log-probabilities and the gradient of the log-softmax (counted to the byte by a
 TorchDispatchMode,
-transformers 5.23). fused: the 16-bit logits and their 16-bit gradient. in_output: the 16-bit logits in the model's
-output beside them. shifted: instead of those the fp32
-logits, as ``logits.float()`` went into the output then, and with the shifted copy 16 at most."""
+transformers 5.23). shifted: the cast logits in the model's output too, which later versions keep as they are."""
+
+LOSS_ELEMENTS: dict[Loss, int] = {"naive": 0, "chunked": 0, "fused": 2, "in_output": 1, "shifted": 0}
+"""Tensors of logits in the training precision beside them: in the model's output; fused: logits and their gradient."""
 
 NORM_STATISTICS_BYTES = 8
 """The two norms' fp32 reciprocal deviations, per token."""
@@ -80,10 +81,12 @@ def layer_backward(setup: Setup) -> int:
 def logits_and_loss(setup: Setup) -> int:
     """Return logits, loss and their gradients, with what the final norm keeps: ``t (c V + h(4 + 3e) + 4)``.
 
-    c is of LOSS_BYTES. A chunked loss holds the logits of a chunk, and the gradient of the hidden states, ``e h t``.
+    c is of LOSS_BYTES and LOSS_ELEMENTS. A chunked loss holds the logits of a chunk, and the gradient of the hidden
+    states, ``e h t``.
     """
     model, e = setup.model, setup.element_bytes
     chunked = setup.loss == "chunked"
     at_once = min(setup.tokens, LOSS_CHUNK_TOKENS) if chunked else setup.tokens
     norm = model.hidden_size * (FP32 + 3 * e + (e if chunked else 0)) + NORM_STATISTICS_BYTES // 2
-    return at_once * model.vocab_size * LOSS_BYTES[setup.loss] + setup.tokens * norm
+    per_logit = LOSS_BYTES[setup.loss] + e * LOSS_ELEMENTS[setup.loss]
+    return at_once * model.vocab_size * per_logit + setup.tokens * norm

@@ -86,7 +86,9 @@ def _contradictions(wanted: ResourcesConfig, cluster: Cluster) -> Iterator[Probl
         return
     if nodes and nodes > cluster.max_nodes:
         what = f"{nodes} is more than the {cluster.max_nodes} of {cluster.name}"
-        yield Problem("resources.nodes", what, f"Write at most {cluster.max_nodes}, or raise max_nodes in the profile.")
+        yield Problem(
+            "resources.nodes", what, f"Write at most {cluster.max_nodes} (max_nodes of the profile, or what is up)."
+        )
         return
     exact = gpus or (nodes or 0) * (per_node or (cluster.gpus_per_node if nodes else 0))
     if wanted.max_gpus and exact > wanted.max_gpus:
@@ -110,7 +112,7 @@ def _of_exact_gpus(wanted: ResourcesConfig, cluster: Cluster, gpus: int, most: i
         return
     if gpus > most:
         what = f"{gpus} is more than the {most} of {cluster.name} ({cluster.max_nodes} nodes)"
-        yield Problem(where, what, f"Write at most {most}, or raise max_nodes in the profile.")
+        yield Problem(where, what, f"Write at most {most} (max_nodes of the profile, or what is up).")
         return
     share, what_of = (nodes, "node") if nodes else (per_node, noun(cluster.gpu))
     if share and gpus % share:

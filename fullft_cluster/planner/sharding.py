@@ -95,19 +95,44 @@ def states(setup: Setup) -> dict[str, int]:
     return parts
 
 
+@cache
+def reaching(model: ModelSpec, gpus: int) -> int:
+    """Return the elements of all weights that reach into one GPU's part of the flat groups, on the GPU with most.
+
+    ZeRO-1 and 2 keep gradients whole where a part's border runs through a tensor (stage_1_and_2.py,
+    `copy_grads_in_partition`): about a tenth more than the part for a 7B on 8 GPUs.
+    """
+    outer = list(model.outer_tensors())
+    order = [outer[0], *list(model.layer_tensors()) * model.num_hidden_layers, *outer[1:]]
+    most = 0
+    for vectors in (False, True):
+        sizes = [tensor.elements for tensor in order if is_vector(tensor) == vectors]
+        part = max(-(-sum(sizes) // (STAGE2_ALIGNMENT * gpus)) * STAGE2_ALIGNMENT, 1)
+        held, start = [0] * gpus, 0
+        for size in sizes:
+            for rank in range(start // part, min((start + size - 1) // part, gpus - 1) + 1):
+                held[rank] += size
+            start += size
+        most += max(held)
+    return most
+
+
 def gradients_in_backward(setup: Setup) -> int:
     """Return what the backward pass piles up of gradients under ZeRO-1 and 2, where no shard of them is kept ready.
 
-    Stage 2 keeps this GPU's part, and where gradients are accumulated a second one of the present micro-step; stage 1
-    keeps all of them until the last micro-step, and then the part too (stage_1_and_2.py).
+    Stage 2 keeps those that reach into this GPU's part, and where gradients are accumulated a second time those of the
+    present micro-step; stage 1 keeps all of them until the last micro-step, and then the part's too
+    (stage_1_and_2.py). Offloaded, they leave tensor by tensor through a buffer for the largest one.
     """
     if setup.engine == "fsdp" or setup.zero_stage == 3:
         return 0
-    part = setup.element_bytes * shard(setup)
+    e, model = setup.element_bytes, setup.model
+    part = e * reaching(model, setup.gpus)
     if setup.zero_stage == 1:
-        return setup.element_bytes * setup.model.parameters + part
-    on_host = setup.offload != "none" and setup.gpu != CPU
-    return 0 if on_host else part * (2 if setup.accumulation > 1 else 1)
+        return e * model.parameters + part
+    if setup.offload != "none" and setup.gpu != CPU:
+        return e * largest_tensor(model)
+    return part * (2 if setup.accumulation > 1 else 1)
 
 
 def persistent(setup: Setup) -> int:
@@ -118,12 +143,13 @@ def persistent(setup: Setup) -> int:
     if setup.engine == "fsdp" or setup.zero_stage < 3 or setup.gpus == 1:
         return 0
     threshold = setup.zero["stage3_param_persistence_threshold"]
-    return setup.element_bytes * _small(setup.model, threshold)
+    return setup.element_bytes * _small(setup.model, threshold, setup.gpus)
 
 
 @cache
-def _small(model: ModelSpec, threshold: int) -> int:
-    return sum(times * tensor.elements for tensor, times in tensors(model) if tensor.elements <= threshold)
+def _small(model: ModelSpec, threshold: int, gpus: int) -> int:
+    small = ((tensor.elements, times) for tensor, times in tensors(model) if tensor.elements <= threshold)
+    return sum(times * -(-elements // gpus) * gpus for elements, times in small)
 
 
 def gathered_elements(setup: Setup, phase: PhaseName) -> int:

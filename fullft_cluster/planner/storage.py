@@ -6,7 +6,7 @@ from fullft_cluster.hardware import CPU
 from fullft_cluster.plan import PhaseName, Precision
 from fullft_cluster.planner.memory import Parts, peak
 from fullft_cluster.planner.setup import BYTES, Setup
-from fullft_cluster.planner.sharding import FP32, OPTIMIZER_BYTES, shard
+from fullft_cluster.planner.sharding import FP32, OPTIMIZER_BYTES, largest_tensor, reaching, shard
 from fullft_cluster.units import GIB
 
 HOST_PROCESS_BYTES = 4 * GIB
@@ -44,7 +44,8 @@ def host_phases(setup: Setup) -> dict[PhaseName, Parts]:
 
     load: rank 0 reads the weights whole (transformers' from_pretrained under zero.Init); under ZeRO-1 and 2 every rank
     does. train: what is offloaded. save: the same; at the end rank 0 gathers the weights whole for the export. resume:
-    each process holds its shard of the checkpoint beside what the optimizer keeps on the host. On CPUs the processes'
+    each process holds its shard of the checkpoint beside what the optimizer keeps on the host, under ZeRO-1 and 2 the
+    weights too. On CPUs the processes'
     whole memory is the node's.
     """
     processes = setup.gpus_per_node
@@ -60,7 +61,10 @@ def host_phases(setup: Setup) -> dict[PhaseName, Parts]:
         "backward": {},
         "optimizer_step": {},
         "save": {"weights": weights},
-        "resume": {"checkpoint_shards": OPTIMIZER_BYTES * share},
+        "resume": {
+            "checkpoint_shards": OPTIMIZER_BYTES * share,
+            "weights": 0 if setup.zero_stage == 3 else weights * processes,
+        },
     }
     phases = {name: {**always, **parts} for name, parts in passing.items()}
     if "offloaded" in always:  # what torch.load brings in becomes the moments, which are not there before
@@ -71,10 +75,10 @@ def host_phases(setup: Setup) -> dict[PhaseName, Parts]:
 def _offloaded(setup: Setup, share: int) -> Parts:
     """Return what offloading puts on a node: (16 + e) bytes a parameter, and e more for the parameters themselves.
 
-    ZeRO-3: master weight and two moments, 12; page-locked, each in a block of its own: the 16-bit gradients of a
-    rank, the
-    fp32 gradients of each of its sub-groups, and the parameters. ZeRO-1 and 2: moments 8; page-locked master weight,
-    fp32 gradient and 16-bit copy. stage3.py and stage_1_and_2.py, `initialize_optimizer_states`.
+    ZeRO-3: master weight and two moments, 12; page-locked, each in a block of its own: the 16-bit gradients of a rank,
+    the fp32 gradients of each of its sub-groups, and the parameters. ZeRO-1 and 2: moments 8; page-locked master
+    weight, fp32 gradient, 16-bit copy, a buffer for the largest gradient, and where gradients are accumulated those
+    too. stage3.py and stage_1_and_2.py, `initialize_optimizer_states`.
     """
     if setup.offload == "none":
         return {}
@@ -87,7 +91,9 @@ def _offloaded(setup: Setup, share: int) -> Parts:
         if setup.hpz > 1 and setup.offload == "parameters":  # _partition_param_sec: on the remote device
             pageable += e * elements * setup.gpus // setup.hpz
     else:
-        blocks, pageable = [FP32 * elements, FP32 * elements, e * elements], 2 * FP32 * elements
+        blocks = [FP32 * elements, FP32 * elements, e * elements, e * largest_tensor(setup.model)]
+        blocks += [e * reaching(setup.model, setup.gpus)] if setup.accumulation > 1 else []
+        pageable = 2 * FP32 * elements
     return {"offloaded": setup.gpus_per_node * (pageable + sum(locked(size) for size in blocks))}
 
 

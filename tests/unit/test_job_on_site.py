@@ -13,7 +13,7 @@ from fullft_cluster.config_load import resolve
 from fullft_cluster.errors import UsageError
 from fullft_cluster.inventory import Inventory
 from fullft_cluster.inventory.reading import from_file, from_slurm
-from fullft_cluster.job import Job, make_job, slurm_attempt
+from fullft_cluster.job import Job, make_job, prepare_time, slurm_attempt
 from fullft_cluster.plan import Interval
 from fullft_cluster.road import to_plan
 
@@ -73,9 +73,17 @@ def test_a_given_time_beyond_the_partitions_limit_is_refused_with_both() -> None
 
 def test_the_preparation_has_to_end_within_its_partition_too() -> None:
     with pytest.raises(UsageError, match=r"slurm.prepare_time: 04:00:00 is longer than 00:30:00"):
-        job_on(slurm(), slurm__partition="debug")
-    assert job_on(slurm(), slurm__partition="debug", slurm__prepare_partition="cpu")
+        job_on(slurm(), slurm__partition="debug", slurm__prepare_time="04:00:00")
+    assert job_on(slurm(), slurm__partition="debug", slurm__prepare_time="04:00:00", slurm__prepare_partition="cpu")
     assert job_on(slurm(), slurm__partition="debug", slurm__prepare_time="00:20:00")
+
+
+def test_the_preparations_default_follows_its_partition() -> None:
+    for partition, expected in (("debug", "00:30:00"), ("gpu", "04:00:00")):
+        resolved = resolve({"model": "7b", "backend": "slurm", "slurm.partition": partition}, [], None)
+        site = to_plan(resolved, slurm()).site
+        assert prepare_time(resolved.config, site) == expected
+    assert prepare_time(resolved.config, None) == "04:00:00"
 
 
 def test_a_partition_that_ends_jobs_before_a_checkpoint_is_written_is_refused() -> None:

@@ -52,8 +52,9 @@ def test_states_by_stage(stage: int, expected: float) -> None:
 
 def test_stages_1_and_2_add_gradients_in_the_backward_pass() -> None:
     one, two = (sharding.gradients_in_backward(setup(stage)) for stage in (1, 2))
-    assert one == pytest.approx(2 * P7B + 2 * P7B / 8, rel=1e-4)
-    assert two == pytest.approx(2 * P7B / 8, rel=1e-4)
+    assert two == 2 * sharding.reaching(load_model("7b"), 8)
+    assert 2 * P7B / 8 <= two <= 1.1 * 2 * P7B / 8, "whole tensors, where a part's border runs through them"
+    assert one == 2 * P7B + two
     accumulating = sharding.gradients_in_backward(setup(2, accumulation=4))
     assert accumulating == 2 * two, "the sum so far, and those of this micro-step"
 

@@ -117,6 +117,9 @@ def test_a_hub_id_in_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("ref", "message"),
     [
         ("7bb", "model: unknown model '7bb'. Did you mean '7b'?"),
+        ("70b", "Did you mean 'llama-2-70b' or 'llama-3-70b' or 'llama-3.1-70b'?"),
+        ("qwen2.5-33b", "'qwen2.5-32b'"),
+        ("mixtral-8x7b", "The mixtral architecture is not planned for"),
         ("", "unknown model ''. Known: 13b"),
         ("./nowhere", "no file or directory"),
         ("../models/7b", "no file or directory"),
