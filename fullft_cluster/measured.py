@@ -13,12 +13,12 @@ import msgspec
 
 from fullft_cluster.config_load import read_config
 from fullft_cluster.errors import Problem, UsageError
-from fullft_cluster.hardware import clusters, load_cluster, load_gpu
-from fullft_cluster.model import load_model
+from fullft_cluster.hardware import CPU, clusters, load_cluster, load_gpu
+from fullft_cluster.model import ModelSpec, load_model
 from fullft_cluster.plan import Plan
 from fullft_cluster.planner.calibration import WARM_UP, Measured, summarise
 from fullft_cluster.planner.evaluate import setup_of
-from fullft_cluster.planner.speed import step_seconds
+from fullft_cluster.planner.speed import flops_per_token, step_seconds
 from fullft_cluster.rundir import RunDir, write_atomic
 
 
@@ -61,6 +61,7 @@ def calibrate_from(run: RunDir, environ: Mapping[str, str] = os.environ) -> tupl
     tokens = plan.global_batch_size * plan.seq_len
     seconds = [tokens / speed for speed in _speeds(run.metrics)]
     slowdown, spread = summarise(seconds, forecast)
+    _check_possible(plan, setup.model, forecast * slowdown)
     found = Measured(
         engine=plan.engine,
         gpu=plan.gpu,
@@ -83,6 +84,17 @@ def calibrate_from(run: RunDir, environ: Mapping[str, str] = os.environ) -> tupl
         fix = "Copy the profile to a directory of your own, and give its path as --cluster."
         raise UsageError(Problem(str(path), f"cannot be written: {error.strerror}", fix)) from None
     return found, path
+
+
+def _check_possible(plan: Plan, model: ModelSpec, seconds: float) -> None:
+    """Raise UsageError for steps that no GPU of the plan can do in ``seconds``: the metrics are of something else."""
+    if plan.gpu == CPU:
+        return
+    flops = flops_per_token(model, plan.seq_len, recompute=False) * plan.global_batch_size * plan.seq_len
+    mfu = flops / (seconds * plan.gpus * load_gpu(plan.gpu).peak_tflops * 1e12)
+    if mfu > 1:
+        what = f"says that the run reached {mfu:.0%} of what {plan.gpus} x {plan.gpu} can do"
+        raise UsageError(Problem("metrics.jsonl", what, "Give a run on the GPUs of its plan."))
 
 
 def _key(one: Measured) -> tuple[Any, ...]:

@@ -52,6 +52,10 @@ def plan(as_json: bool, explain: bool, page: Path | None, **options: Any) -> Non
     show_plan(planned.plan, explain)
 
 
+UNUSUAL = 3
+"""A ratio of measured and forecast seconds that says more of the run (a debugger, a broken link) than of the cluster."""
+
+
 @click.command()
 @click.argument("name")
 @runs_dir_option
@@ -64,6 +68,8 @@ def calibrate(name: str, runs_dir: str | None, as_json: bool) -> None:
     measured, path = calibrate_from(run)
     if as_json:
         print_json(measured)
+    if not 1 / UNUSUAL <= measured.slowdown <= UNUSUAL:
+        say(f"warning: {measured.slowdown:.2f} x the forecast is unusual; is {measured.run} a run as others will be?")
     say(
         f"run {measured.run}: {measured.steps} steps took {measured.slowdown:.2f} x the uncalibrated forecast "
         f"(nine of ten within {measured.spread:.0%}); plans for this cluster use that from now on ({path})"

@@ -73,8 +73,8 @@ def basis(setup: Setup, measured: Sequence[Measured]) -> str:
     found = nearest(setup, measured)
     if found:
         return (
-            f"measured on this cluster: {found.steps} steps of run {found.run} ({found.model} on {found.nodes} "
-            f"node{'s' if found.nodes > 1 else ''}, {found.date}) took {found.slowdown:.2f} x the uncalibrated forecast"
+            f"{found.steps} steps of run {found.run}, measured on this cluster ({found.model} on {found.nodes} "
+            f"node{'s' if found.nodes > 1 else ''}, {found.date}), which took {found.slowdown:.2f} x what was forecast"
         )
     return "a prior from published runs on A100s (docs/backtest.md); `calibrate RUN` replaces it after the first steps"
 

@@ -84,8 +84,15 @@ def test_a_profile_of_ones_own_keeps_it_beside_itself(home: Path) -> None:
     run, _ = make_run(home / "runs" / "first", 2.0, cluster=str(profile))
     _, path = calibrate_from(run)
     assert path == home / "site.measured.json"
-    assert to_plan(resolve({"model": "7b", "cluster": str(profile)}, [], None)).plan.time.basis.startswith("measured")
+    assert to_plan(resolve({"model": "7b", "cluster": str(profile)}, [], None)).plan.time.basis.startswith("34 steps of run first, measured")
     assert "prior" in to_plan(resolve({"model": "7b"}, [], None)).plan.time.basis
+
+
+def test_what_no_gpu_can_do_is_refused(home: Path) -> None:
+    run, _ = make_run(home / "runs" / "wonder", 0.01)
+    with pytest.raises(UsageError, match="of what 8 x a100-80gb can do"):
+        calibrate_from(run)
+    assert load_measured("a100-80gb") == ()
 
 
 def test_too_few_steps_and_damaged_files_are_said(home: Path) -> None:
