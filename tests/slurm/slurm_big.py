@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from slurm_lab import PATH, SCRIPTS, wait_until
+from slurm_lab import PATH, SCRIPTS, clean_environment, wait_until
 
 NODES = {"a100": 6000, "h100": 3000, "cpu": 1000}
 # Of the a100 nodes, as an operator and users leave them:
@@ -29,7 +29,7 @@ class BigLab:
         self.directory.chmod(0o755)
         self.conf = self.directory / "slurm.conf"
         self.env = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_", "PMI"))},
+            **clean_environment(),
             "PATH": PATH,
             "SLURM_CONF": str(self.conf),
         }

@@ -33,6 +33,11 @@ def missing() -> str | None:
     return None
 
 
+def clean_environment() -> dict[str, str]:
+    """Return the environment without what would lead SLURM's commands to another cluster or job."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_", "PMI"))}
+
+
 T = TypeVar("T")
 
 
@@ -56,7 +61,7 @@ class Lab:
         accounting = all(shutil.which(name, path=PATH) for name in ACCOUNTING)
         self.accounting = accounting
         self.env: dict[str, str] = {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "SBATCH_", "PMI"))},
+            **clean_environment(),
             "PATH": PATH,
             "SLURM_LAB": str(self.directory),
             "SLURM_CONF": str(self.directory / "etc" / "slurm.conf"),
