@@ -16,11 +16,14 @@ def compare(task: Task, chosen: Choice) -> tuple[Option, ...]:
     The user's constraints on GPUs are left aside, but for the maximum: the point is to see what they cost.
     """
     free = task.changed(gpus=None, nodes=None, gpus_per_node=None, deadline=None)
-    smallest = first_fit(free, [chosen.variant.offload]) or chosen
-    found = [chosen, *(choice for choice in front(free, smallest) if choice.layout != chosen.layout)]
+    same = free.with_global_batch(chosen.global_batch)  # else it would be no alternative
+    smallest = first_fit(same, [chosen.variant.offload]) or chosen
+    found = [chosen, *(choice for choice in front(same, smallest) if choice.layout != chosen.layout)]
+    if chosen.variant.offload != "none" and "none" in offloads(free):
+        found = _without_offload(same, chosen, found)
     if chosen.variant.offload == "none" and "optimizer" in offloads(free):
-        fewer = [layout for layout in layouts(free) if layout.gpus < smallest.layout.gpus]
-        found += [option for layout in fewer[-2:] if (option := fastest(free, layout, "optimizer"))]
+        fewer = [layout for layout in layouts(same) if layout.gpus < smallest.layout.gpus]
+        found += [option for layout in fewer[-2:] if (option := fastest(same, layout, "optimizer"))]
     best = pareto([_costs(choice) for choice in found])
     options = [
         _option(choice, front=on_front, chosen=choice is chosen) for choice, on_front in zip(found, best, strict=True)
@@ -29,6 +32,14 @@ def compare(task: Task, chosen: Choice) -> tuple[Option, ...]:
     if lacking:
         options.append(_option(lacking, front=False, chosen=False, note=lacking.shortfall()))
     return tuple(sorted(options, key=lambda option: (option.gpus, option.fits, option.hours)))
+
+
+def _without_offload(same: Task, chosen: Choice, found: list[Choice]) -> list[Choice]:
+    """Return what fits without offload beside what was found with it, less what that makes pointless."""
+    plain = first_fit(same, ["none"])
+    found = [*found, *(front(same, plain) if plain else [])]
+    best = pareto([_costs(choice) for choice in found])
+    return [choice for choice, on_front in zip(found, best, strict=True) if on_front or choice is chosen]
 
 
 def next_smaller(task: Task, smallest: Choice) -> Choice | None:

@@ -88,7 +88,8 @@ def layouts(task: Task) -> list[Layout]:
 
 
 def _even(task: Task, layout: Layout) -> bool:
-    return (task.config.train.global_batch_size or DEFAULT_GLOBAL_BATCH) % layout.gpus == 0
+    unit = layout.gpus * (task.wanted.micro_batch_size or 1)
+    return (task.config.train.global_batch_size or DEFAULT_GLOBAL_BATCH) % unit == 0
 
 
 def offloads(task: Task) -> list[Offload]:
@@ -143,12 +144,16 @@ def choose(task: Task) -> Choice:
 
 
 def front(task: Task, smallest: Choice) -> list[Choice]:
-    """Return the smallest choice, and the fastest one of each larger layout that fits: what can be chosen among."""
+    """Return the smallest choice, and the fastest one of each larger layout that fits: what can be chosen among.
+
+    All have the smallest one's global batch: a plan that learns something else is no alternative.
+    """
+    task = task.with_global_batch(smallest.global_batch)
     most = max(smallest.layout.gpus, USUAL_MOST_GPUS if task.wanted.max_gpus is None else task.wanted.max_gpus)
     if deadline_seconds(task) is not None and task.wanted.max_gpus is None:
         most = task.cluster.max_nodes * task.cluster.gpus_per_node
     offload = smallest.variant.offload
-    larger = [layout for layout in layouts(task) if smallest.layout.gpus < layout.gpus <= most]
+    larger = [x for x in layouts(task) if smallest.layout.gpus < x.gpus <= most and _even(task, x)]
     looked_at = _thinned([smallest.layout, *larger])[1:]
     return [smallest, *(found for layout in looked_at if (found := fastest(task, layout, offload)))]
 

@@ -204,12 +204,13 @@ class Choice:
         return min(whole, limit) if limit else whole
 
     def hours(self, tokens_without_end: float) -> Interval:
-        """Return the hours of the whole run with its checkpoints; of ``tokens_without_end`` where its end is
+        """Return the hours of the whole run with its checkpoints and export; of ``tokens_without_end`` where its end is
         unknown."""
         steps = self.steps or tokens_without_end / self.tokens_per_step
-        saved = storage.checkpoint_bytes(self.setup)
-        saves = steps / self.task.config.output.save_steps
-        training, saving = steps * self.step.expected, saves * speed.checkpoint_seconds(saved, self.task.cluster)
+        saves = math.ceil(steps / self.task.config.output.save_steps)  # the last step is saved too, and exported
+        exported = storage.export_bytes(self.task.model.parameters, self.setup.precision) if self.steps else 0
+        saved = saves * storage.checkpoint_bytes(self.setup) + exported
+        training, saving = steps * self.step.expected, speed.checkpoint_seconds(saved, self.task.cluster)
         estimated = bool(self.steps) and self.steps != self.task.config.train.max_steps
         wide = 1 + math.hypot(self.step.high / self.step.expected - 1, TOKENS_SPREAD if estimated else 0.0)
         low, expected, high = (training / wide + saving, training + saving, training * wide + saving)

@@ -186,6 +186,27 @@ def test_a_refusal_on_ten_thousand_nodes_looks_at_few_of_them(monkeypatch: pytes
     assert len(looked_at) < 1000
 
 
+def test_offloaded_plans_are_held_against_those_that_are_not() -> None:
+    found = plan("7b", resources__gpus=1)
+    assert found.offload == "optimizer"
+    assert any(option.offload == "none" and option.fits and option.pareto for option in found.options)
+    points = [(o.gpus, o.hours, o.gpu_hours) for o in found.options if o.fits]
+    assert [o.pareto for o in found.options if o.fits] == pareto(points)
+
+
+def test_all_options_learn_the_same() -> None:
+    found = plan("7b", Data(), resources__micro_batch_size=8, resources__gpus=4, train__max_steps=10)
+    batches = {o.micro_batch_size * o.gradient_accumulation_steps * o.gpus for o in found.options if o.fits}
+    assert batches == {found.global_batch_size} == {64}
+
+
+def test_a_short_run_still_saves_and_exports() -> None:
+    found = plan("65b", Data(), train__max_steps=2)
+    assert found.time.hours
+    written = found.time.checkpoint_seconds * (1 + found.export_gb / found.checkpoint_gb)
+    assert found.time.hours.expected * 3600 == pytest.approx(2 * found.time.step_seconds.expected + written)
+
+
 def test_the_disk_has_to_hold_the_run() -> None:
     resolved = resolve({"model": "7b"}, [], None)
     small = msgspec.structs.replace(resolved.cluster, filesystem_free_gb=100.0)
