@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -74,7 +75,16 @@ def calibrate_from(run: RunDir, environ: Mapping[str, str] = os.environ) -> tupl
         run=run.name,
         date=datetime.now(UTC).date().isoformat(),
     )
-    reference = config.cluster or plan.cluster
+    try:
+        msgspec.convert(msgspec.to_builtins(found), Measured)  # what plans are to read has to be what they accept
+    except msgspec.ValidationError:
+        what = f"says that a step took {slowdown:.3g} x the forecast, give or take {spread:.0%}"
+        raise UsageError(Problem("metrics.jsonl", what, "Give a run on the GPUs of its plan.")) from None
+    return found, _keep(found, config.cluster or plan.cluster, environ)
+
+
+def _keep(found: Measured, reference: str, environ: Mapping[str, str]) -> Path:
+    """Write a measurement into the file of its cluster, in place of an older one of its kind; return the file."""
     path = measured_path(reference, environ)
     others = [one for one in load_measured(reference, environ) if _key(one) != _key(found)]
     try:
@@ -83,7 +93,7 @@ def calibrate_from(run: RunDir, environ: Mapping[str, str] = os.environ) -> tupl
     except OSError as error:
         fix = "Copy the profile to a directory of your own, and give its path as --cluster."
         raise UsageError(Problem(str(path), f"cannot be written: {error.strerror}", fix)) from None
-    return found, path
+    return path
 
 
 def _check_possible(plan: Plan, model: ModelSpec, seconds: float) -> None:
@@ -103,9 +113,9 @@ def _key(one: Measured) -> tuple[Any, ...]:
 
 def _speeds(metrics: Path) -> Iterator[float]:
     """Yield the tokens per second of all GPUs together, without the first lines of each attempt."""
-    seen: dict[Any, int] = {}
+    seen: dict[str, int] = {}
     try:
-        lines = metrics.read_text().splitlines()
+        lines = metrics.read_text(errors="replace").splitlines()
     except OSError:
         return
     for line in lines:
@@ -113,7 +123,11 @@ def _speeds(metrics: Path) -> Iterator[float]:
             row = json.loads(line)
         except ValueError:  # cut off when the node went down
             continue
-        attempt, speed = row.get("attempt"), row.get("tokens_per_second")
+        if not isinstance(row, dict):
+            continue
+        attempt, speed = str(row.get("attempt")), row.get("tokens_per_second")
         seen[attempt] = seen.get(attempt, 0) + 1
-        if seen[attempt] > WARM_UP and isinstance(speed, int | float) and speed > 0:
+        if isinstance(speed, bool) or not isinstance(speed, int | float):
+            continue
+        if seen[attempt] > WARM_UP and 0 < speed < math.inf:
             yield float(speed)

@@ -84,13 +84,33 @@ def test_a_profile_of_ones_own_keeps_it_beside_itself(home: Path) -> None:
     run, _ = make_run(home / "runs" / "first", 2.0, cluster=str(profile))
     _, path = calibrate_from(run)
     assert path == home / "site.measured.json"
-    assert to_plan(resolve({"model": "7b", "cluster": str(profile)}, [], None)).plan.time.basis.startswith("34 steps of run first, measured")
+    assert to_plan(resolve({"model": "7b", "cluster": str(profile)}, [], None)).plan.time.basis.startswith(
+        "34 steps of run first, measured"
+    )
     assert "prior" in to_plan(resolve({"model": "7b"}, [], None)).plan.time.basis
 
 
 def test_what_no_gpu_can_do_is_refused(home: Path) -> None:
     run, _ = make_run(home / "runs" / "wonder", 0.01)
     with pytest.raises(UsageError, match="of what 8 x a100-80gb can do"):
+        calibrate_from(run)
+    assert load_measured("a100-80gb") == ()
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[1]", "\udcff", '{"attempt": [1]}', '{"tokens_per_second": 1e999}', '{"tokens_per_second": NaN}',
+     '{"tokens_per_second": true}', '{"tokens_per_second": null}'],
+)  # fmt: skip
+def test_lines_that_measure_nothing_are_left_out(home: Path, line: str) -> None:
+    run, _ = make_run(home / "runs" / "odd", slowdown=1.4)
+    run.metrics.write_bytes(run.metrics.read_bytes() + f"\n{line}".encode(errors="surrogateescape") * 100)
+    assert calibrate_from(run)[0].slowdown == pytest.approx(1.4, rel=0.03)
+
+
+def test_nothing_is_written_that_the_next_plan_could_not_read(home: Path) -> None:
+    run, _ = make_run(home / "runs" / "slow", slowdown=1e6)
+    with pytest.raises(UsageError, match="x the forecast"):
         calibrate_from(run)
     assert load_measured("a100-80gb") == ()
 
