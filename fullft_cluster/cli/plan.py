@@ -53,7 +53,8 @@ def plan(as_json: bool, explain: bool, page: Path | None, **options: Any) -> Non
 
 
 UNUSUAL = 3
-"""A ratio of measured and forecast seconds that says more of the run (a debugger, a broken link) than of the cluster."""
+"""A ratio of measured and forecast seconds that says more of the run (a debugger, a broken link) than of the
+cluster."""
 
 
 @click.command()

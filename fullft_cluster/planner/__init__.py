@@ -1,8 +1,9 @@
 """Planning: from a configuration, a model, a cluster and the data's size to a Plan. Pure: no clock and no network.
 
 `setup` is one GPU's situation; `activations`, `sharding` and `memory` say what it takes of the GPU, `storage` of host
-and disk, `speed` and `calibration` how long. `layout` and `batch` are what there is to choose from, `search` chooses,
-`options` compares, `defaults` fills in the mathematics, `assemble` makes the Plan, `explain` and `why` account for it.
+and disk, `speed` and `calibration` how long. `layout`, `batch` and `search` say what there is to choose from, `choose`
+and `refuse` do, `options` compares, `defaults` fills in the mathematics, `assemble` makes the Plan, `explain` and `why`
+account for it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from fullft_cluster.plan import Plan
 from fullft_cluster.planner import defaults
 from fullft_cluster.planner.assemble import assemble
 from fullft_cluster.planner.calibration import Measured
-from fullft_cluster.planner.search import choose
+from fullft_cluster.planner.choose import choose
 from fullft_cluster.planner.task import Data, Task
 
 __all__ = ["Data", "make_plan"]

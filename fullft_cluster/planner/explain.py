@@ -198,6 +198,31 @@ def _storage(choice: Choice) -> Iterator[Quantity]:
     )  # fmt: skip
 
 
+def _length(time: Time) -> Iterator[Quantity]:
+    """Yield the numbers of the whole run, where its length is known."""
+    if time.hours is None or time.gpu_hours is None or time.total_steps is None:
+        return
+    yield Quantity(
+        name="total_steps", value=time.total_steps, unit="steps",
+        formula="tokens of all passes / (global_batch_size x seq_len), rounded up; at most max_steps",
+        source=time.tokens_source, origin="derived",
+    )  # fmt: skip
+    yield Quantity(
+        name="hours", value=time.hours.expected, unit="h",
+        formula="total_steps x step_seconds + a checkpoint each save_steps and at the end + the export",
+        source="planner/task.py; loading, queueing and repeated steps after a failure are not in it", origin="derived",
+    )  # fmt: skip
+    yield Quantity(
+        name="gpu_hours", value=time.gpu_hours.expected, unit="h", formula="hours x gpus", source="planner/assemble.py",
+        origin="derived",
+    )  # fmt: skip
+    if time.cost is not None:
+        yield Quantity(
+            name="cost", value=time.cost.expected, unit="of the price", formula="gpu_hours x price_per_gpu_hour",
+            source="the price as given, or the cluster profile's", origin="derived",
+        )  # fmt: skip
+
+
 TIME_PARTS: dict[str, tuple[str, str]] = {
     "matrix_products": ("(6 N + 2 N of what is recomputed) x tokens / (peak x matmul_share x 0.89)",
                         "planner/speed.py"),
@@ -239,6 +264,7 @@ def _time(task: Task, choice: Choice, time: Time, data: Data) -> Iterator[Quanti
             name="tokens_in_a_pass", value=data.tokens, unit="tokens", formula=f"bytes of text / {BYTES_PER_TOKEN:g}",
             source="planner/task.py", origin="default",
         )  # fmt: skip
+    yield from _length(time)
     yield Quantity(
         name="checkpoint_seconds", value=time.checkpoint_seconds, unit="s",
         formula="checkpoint / filesystem_write_gb_per_second", source="the cluster profile", origin="derived",

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import msgspec
 
-from fullft_cluster.config import Config, ResourcesConfig
+from fullft_cluster.config import Config, OutputConfig, ResourcesConfig
 from fullft_cluster.hardware import CPU, Cluster, Gpu
 from fullft_cluster.model import ModelSpec
 from fullft_cluster.plan import Interval, Offload, PhaseName, ZeroStage
@@ -79,6 +79,15 @@ class Task:
         train = msgspec.structs.replace(self.config.train, global_batch_size=sequences)
         return replace(self, config=msgspec.structs.replace(self.config, train=train))
 
+    def with_seq_len(self, tokens: int) -> Task:
+        """Return the task with sequences of this length."""
+        train = msgspec.structs.replace(self.config.train, seq_len=tokens)
+        return replace(self, config=msgspec.structs.replace(self.config, train=train))
+
+    def with_output(self, output: OutputConfig) -> Task:
+        """Return the task with another run directory."""
+        return replace(self, config=msgspec.structs.replace(self.config, output=output))
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -145,14 +154,15 @@ class Choice:
         return self.gpu_bytes[1 if self.exact or self.setup.gpu == CPU else 2]
 
     @cached_property
+    def memory_fits(self) -> bool:
+        """Return whether every phase fits the GPU and the host."""
+        return self.needed_gpu_bytes <= self.gpu_capacity and self.host_bytes[1] <= self.host_capacity
+
+    @cached_property
     def fits(self) -> bool:
         """Return whether every phase fits the GPU and the host, and the run the disk."""
         free = self.task.cluster.filesystem_free_gb
-        return (
-            self.needed_gpu_bytes <= self.gpu_capacity
-            and self.host_bytes[1] <= self.host_capacity
-            and (free is None or self.disk_bytes <= free * GB)
-        )
+        return self.memory_fits and (free is None or self.disk_bytes <= free * GB)
 
     def shortfall(self) -> str:
         """Return in words what is short by how much."""

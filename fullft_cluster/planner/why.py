@@ -10,7 +10,7 @@ from fullft_cluster.planner import activations, calibration, speed
 from fullft_cluster.planner.batch import DEFAULT_GLOBAL_BATCH
 from fullft_cluster.planner.layout import Layout, candidates
 from fullft_cluster.planner.options import next_smaller
-from fullft_cluster.planner.search import deadline_seconds, fastest, first_fit, most_tokens
+from fullft_cluster.planner.search import WITHOUT_END, deadline_seconds, fastest, first_fit, most_tokens
 from fullft_cluster.planner.task import Choice, Data, Task
 from fullft_cluster.units import GIB, duration, in_gib
 
@@ -43,8 +43,11 @@ def _gpus(task: Task, choice: Choice) -> Iterator[str]:
         if wanted.gpus or wanted.nodes:
             yield f"So many were asked for; {fewest.layout.on(gpu)} would do."
         elif wanted.deadline or wanted.objective != "fewest-gpus":
-            aim = f"the deadline of {wanted.deadline}" if wanted.deadline else f"the objective '{wanted.objective}'"
-            yield f"They were chosen for {aim}; {fewest.layout.on(gpu)} would do, only slower."
+            aims = [f"the objective '{wanted.objective}'"] if wanted.objective != "fewest-gpus" else []
+            aims += [f"the deadline of {wanted.deadline}"] if wanted.deadline else []
+            takes = duration(fewest.hours(WITHOUT_END).high * 3600) if choice.steps else ""
+            but = f", but take up to {takes}" if takes else ""
+            yield f"They were chosen for {' and '.join(aims)}; {fewest.layout.on(gpu)} would fit{but}."
     elif (lacking := next_smaller(free, choice)) is not None:
         uneven = _uneven(free, choice, lacking)
         shared = f" and share the global batch of {choice.global_batch} evenly" if uneven else ""
@@ -113,6 +116,13 @@ def _batch(task: Task, choice: Choice) -> Iterator[str]:
 
 
 def _time(task: Task, choice: Choice, data: Data) -> Iterator[str]:
+    if task.wanted.engine == "fsdp":
+        yield "FSDP is planned for, but not run yet: `submit` takes DeepSpeed alone."
+    if task.tokens is not None and task.tokens < choice.tokens_per_step:
+        yield (
+            f"The data is less than one global batch: about {task.tokens:,} tokens in all passes, where a step takes "
+            f"{choice.tokens_per_step:,}."
+        )
     if task.config.train.epochs is None and data.rows is None:
         yield "The data's rows are not known, so epochs is the default for small sets, 3."
     if task.cluster.gpu == CPU:
