@@ -77,6 +77,6 @@ def test_a_refusal_on_ten_thousand_nodes_looks_at_few_of_them(monkeypatch: pytes
     monkeypatch.setattr("fullft_cluster.planner.search.evaluate", counted)
     resolved = resolve({"model": "llama-3.1-405b", "train.seq_len": 131072}, [], None)
     cluster = msgspec.structs.replace(resolved.cluster, max_nodes=10_000)
-    with pytest.raises(DoesNotFitError, match="No plan fits"):
+    with pytest.raises(DoesNotFitError, match="needs up to"):
         make_plan(resolved.config, load_model("llama-3.1-405b"), cluster, SOME)
-    assert len(looked_at) < 1000
+    assert len(looked_at) < 5000, "each layout, variant and offload would be 60,000"
