@@ -31,8 +31,12 @@ def rows() -> list[SpeedRow]:
 
 def tokens_per_second_per_gpu(row: SpeedRow, constants: Constants = speed.SHIPPED) -> float:
     """Return the planner's forecast for a row."""
-    parts = speed.step_seconds(row.setup, load_gpu(row.cluster.gpu), row.cluster, constants)
-    return row.setup.tokens * row.setup.accumulation / sum(parts.values())
+    return row.setup.tokens * row.setup.accumulation / sum(step_parts(row, constants).values())
+
+
+def step_parts(row: SpeedRow, constants: Constants = speed.SHIPPED) -> dict[str, float]:
+    """Return the seconds of a step that the planner expects, by cause."""
+    return speed.step_seconds(row.setup, load_gpu(row.cluster.gpu), row.cluster, constants)
 
 
 def error(row: SpeedRow, constants: Constants = speed.SHIPPED) -> float:

@@ -149,7 +149,7 @@ class SpeedResult:
 
 def speed_result(row: SpeedRow, left_out_error: float | None = None) -> SpeedResult:
     """Return the forecast with its interval: step seconds over and under by the spread."""
-    ours, wide = fit.tokens_per_second_per_gpu(row), 1 + speed.spread(row.setup)
+    ours, wide = fit.tokens_per_second_per_gpu(row), 1 + speed.spread(row.setup, fit.step_parts(row))
     return SpeedResult(row, ours, ours / wide, ours * wide, left_out_error)
 
 

@@ -59,8 +59,8 @@ class Cluster(Frozen, frozen=True, kw_only=True):
     description: str = ""
     gpu: str
     """Name in configs/gpus.yaml."""
-    gpus_per_node: Count
-    max_nodes: Count
+    gpus_per_node: Annotated[int, Meta(ge=1, le=1024)]
+    max_nodes: Annotated[int, Meta(ge=1, le=10**5)]
     """No plan is laid on more nodes than this."""
     cpus_per_node: Count
     host_memory_gib: Amount

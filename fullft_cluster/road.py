@@ -15,7 +15,7 @@ import msgspec
 from fullft_cluster.config import Config
 from fullft_cluster.config_load import Resolved
 from fullft_cluster.errors import DoesNotFitError, FullftError, Problem, UsageError
-from fullft_cluster.hardware import CPU, clusters
+from fullft_cluster.hardware import CPU, clusters, load_gpu
 from fullft_cluster.hub import fetch_config
 from fullft_cluster.inventory import Inventory, Site, sites
 from fullft_cluster.job import Job, make_job, prepare_time, slurm_attempt
@@ -83,14 +83,15 @@ def to_plan(resolved: Resolved, inventory: Inventory | None = None) -> Planned:
         return Planned(resolved, model, make_plan(config, model, resolved.cluster, data, measured), None)
     chosen = resolved.origins.get("cluster") is not None
     found: list[tuple[Plan, Site]] = []
-    refused: list[FullftError] = []
+    refused: list[tuple[float, int, FullftError]] = []
     for site in sites(inventory, resolved.cluster, config, chosen=chosen):
         try:
             found.append((make_plan(config, model, site.cluster, data, measured), site))
         except (UsageError, DoesNotFitError) as error:
-            refused.append(error)
+            whole = site.cluster.max_nodes * site.cluster.gpus_per_node * (load_gpu(site.cluster.gpu).memory_gib or 0)
+            refused.append((whole, -len(refused), error))  # told of is where most memory is, the first of equal ones
     if not found:
-        raise refused[0]
+        raise max(refused, key=lambda one: one[:2])[2]
     plan, site = min(found, key=lambda one: _rank(one[0], config.resources.objective))
     return Planned(dataclasses.replace(resolved, cluster=site.cluster), model, plan, site)
 

@@ -109,7 +109,7 @@ def forecast(task: Task, choice: Choice, data: Data) -> Time:
     flops = speed.flops_per_token(task.model, task.config.train.seq_len, recompute=False)
     hours = choice.hours(WITHOUT_END) if steps else None
     gpu_hours = hours.times(choice.layout.gpus) if hours else None
-    price = price_per_gpu_hour(task)
+    price = task.price_per_gpu_hour
     return Time(
         step_seconds=step,
         step_parts=choice.step_parts,
@@ -124,8 +124,3 @@ def forecast(task: Task, choice: Choice, data: Data) -> Time:
         cost=gpu_hours.times(price) if gpu_hours and price else None,
         basis=calibration.basis(choice.setup, task.measured),
     )
-
-
-def price_per_gpu_hour(task: Task) -> float | None:
-    """Return the price of a GPU for an hour: the user's, else the cluster profile's, else None."""
-    return task.wanted.price_per_gpu_hour or task.cluster.price_per_gpu_hour

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 from msgspec import Meta
@@ -59,11 +59,11 @@ def factor(setup: Setup, measured: Sequence[Measured]) -> float:
     return found.slowdown if found else 1.0
 
 
-def spread(setup: Setup, measured: Sequence[Measured]) -> float:
-    """Return the relative half-width of the forecast's interval."""
+def spread(setup: Setup, measured: Sequence[Measured], parts: Mapping[str, float]) -> float:
+    """Return the relative half-width of the interval around a step of these parts, in seconds by cause."""
     found = nearest(setup, measured)
     if not found:
-        return speed.spread(setup)
+        return speed.spread(setup, parts)
     near = found.nodes == setup.nodes and found.model == setup.model.name
     return math.hypot(max(found.spread, LEAST_SPREAD), 0.0 if near else OTHER_MODEL_SPREAD)
 

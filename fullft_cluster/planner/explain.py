@@ -245,7 +245,8 @@ def _time(task: Task, choice: Choice, time: Time, data: Data) -> Iterator[Quanti
     yield Quantity(
         name="flops_per_token", value=flops, unit="FLOP",
         formula="8 (recomputing) or 6, x (weights that multiply + layers x seq_len x q)",
-        source="PaLM, https://arxiv.org/abs/2204.02311, appendix B", origin="derived",
+        source="PaLM, https://arxiv.org/abs/2204.02311, appendix B, with half of its attention: it is causal",
+        origin="derived",
     )  # fmt: skip
     yield Quantity(
         name="peak", value=task.gpu.peak_tflops, unit="TFLOP/s", formula="dense bf16", source=task.gpu.peak_source,

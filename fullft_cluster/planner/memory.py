@@ -53,8 +53,8 @@ def phases(setup: Setup) -> dict[PhaseName, Parts]:
     load: the shards, the bucket, and the largest tensor whole while it is read and cut up. forward: checkpoints, a
     layer, and the gathered parameters. backward: its worst moment, which is the loss, the last layer (all
     activations are there, and no gradient of this micro-step) or the first layer (the other way round). save:
-    torch.save copies from the GPU through the host, nothing is added. resume: as much as before the first step,
-    and the shard of the checkpoint passes through the host.
+    torch.save copies from the GPU through the host, nothing is added (the export at the end gathers a module at a
+    time). resume: as much as before the first step, and the shard of the checkpoint passes through the host.
     """
     always = {**sharding.states(setup), "persistent_parameters": sharding.persistent(setup)}
     if setup.zero_stage == 3:

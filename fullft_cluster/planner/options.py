@@ -67,7 +67,7 @@ def _costs(choice: Choice) -> tuple[float, ...]:
 def _option(choice: Choice, *, front: bool, chosen: bool, note: str = "") -> Option:
     task, variant = choice.task, choice.variant
     hours = choice.hours(WITHOUT_END).expected
-    price = task.wanted.price_per_gpu_hour or task.cluster.price_per_gpu_hour
+    price = task.price_per_gpu_hour
     return Option(
         nodes=choice.layout.nodes,
         gpus=choice.layout.gpus,

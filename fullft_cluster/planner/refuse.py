@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
@@ -63,19 +64,26 @@ def refusal(task: Task) -> UsageError | DoesNotFitError:
 
 def _does_not_fit(task: Task, tried: Choice) -> Problem:
     """Say what is short on the most GPUs that were allowed, and which plans would fit."""
-    free = {"gpus": None, "nodes": None, "gpus_per_node": None, "max_gpus": None}
-    fixes = [text for text in _alternatives(task, free) if text]
+    fixes = [text for text in _alternatives(task) if text]
     what = f"{task.model.name} {tried.shortfall()}"
-    fix = " ".join(fixes) or _without_all(task, free) or " ".join(text for text in _beyond(task, tried) if text)
+    fix = " ".join(fixes) or _without_all(task) or " ".join(text for text in _beyond(task, tried) if text)
     return Problem("", what, fix or f"No plan fits {task.cluster.name}, with or without offload.")
 
 
-def _without_all(task: Task, free: dict[str, None]) -> str:
+FREE = {"gpus": None, "nodes": None, "gpus_per_node": None, "max_gpus": None}
+DEFAULTS = {"micro_batch_size": None, "zero_stage": None, "activation_checkpointing": None, "offload": None}
+
+
+def unconstrained(task: Task) -> Task:
+    """Return the task without any of the user's words on resources."""
+    return task.changed(**FREE, **DEFAULTS, hpz=False)
+
+
+def _without_all(task: Task) -> str:
     """Return the nearest plan without any of the constraints, the global batch last; nothing where there is none."""
-    defaults = {"micro_batch_size": None, "zero_stage": None, "activation_checkpointing": None, "offload": None}
-    kept = [f"resources.{key}" for key in defaults if getattr(task.wanted, key) is not None]
+    kept = [f"resources.{key}" for key in DEFAULTS if getattr(task.wanted, key) is not None]
     kept += ["resources.hpz"] if task.wanted.hpz else []
-    alone = task.changed(**free, **defaults, hpz=False)
+    alone = unconstrained(task)
     choice = first_fit(alone)
     if choice:
         return f"Nearest plan that fits, without {' and '.join(kept)}: {_laid(choice)}."
@@ -95,7 +103,7 @@ def _laid(choice: Choice) -> str:
     return f"{choice.layout.on(choice.setup.gpu)}{moved}"
 
 
-def _alternatives(task: Task, free: dict[str, None]) -> Iterator[str]:
+def _alternatives(task: Task) -> Iterator[str]:
     """Yield the nearest plans that fit, each a sentence."""
     if task.wanted.micro_batch_size:
         yield _sentence(task.changed(micro_batch_size=None), "a micro-batch of the plan's own choice")
@@ -103,14 +111,14 @@ def _alternatives(task: Task, free: dict[str, None]) -> Iterator[str]:
         yield _sentence(task.changed(zero_stage=3), "ZeRO-3")
     if task.wanted.activation_checkpointing is False:
         recomputing, how = task.changed(activation_checkpointing=True), "resources.activation_checkpointing: true"
-        yield _sentence(recomputing, how) or _sentence(recomputing.changed(**free), how)
-    larger = first_fit(task.changed(**free))
+        yield _sentence(recomputing, how) or _sentence(recomputing.changed(**FREE), how)
+    larger = first_fit(task.changed(**FREE))
     if larger:
         yield f"Nearest plan that fits: {_laid(larger)}."
     if task.wanted.offload == "none" and task.cluster.gpu != CPU:
         offloaded = task.changed(offload="optimizer")
         within = _sentence(offloaded, "resources.offload: optimizer")
-        yield within or ("" if larger else _sentence(offloaded.changed(**free), "resources.offload: optimizer"))
+        yield within or ("" if larger else _sentence(offloaded.changed(**FREE), "resources.offload: optimizer"))
 
 
 def _sentence(task: Task, how: str) -> str:
@@ -131,8 +139,8 @@ def _beyond(task: Task, tried: Choice) -> Iterator[str]:
     if free is not None and tried.disk_bytes > free * GB:
         yield _less_disk(task, tried)
     if not tried.memory_fits:
-        yield _shorter(task)
-        yield _more_nodes(task)
+        yield _shorter(unconstrained(task))
+        yield _more_nodes(unconstrained(task))
 
 
 def _less_disk(task: Task, tried: Choice) -> str:
@@ -145,12 +153,12 @@ def _less_disk(task: Task, tried: Choice) -> str:
 
 
 def _shorter(task: Task) -> str:
-    seq_len = task.config.train.seq_len // 2
-    while seq_len >= SHORTEST:
-        if choice := first_fit(task.with_seq_len(seq_len)):
-            return f"With train.seq_len: {seq_len} it fits on {_laid(choice)}."
-        seq_len //= 2
-    return ""
+    """Say which half, quarter, ... of the sequence fits: the longest, found by halving, as shorter ones need less."""
+    lengths = [task.config.train.seq_len >> power for power in range(1, 24)]
+    lengths = [seq_len for seq_len in lengths if seq_len >= SHORTEST]
+    first = bisect_left(lengths, True, key=lambda seq_len: first_fit(task.with_seq_len(seq_len)) is not None)
+    choice = first_fit(task.with_seq_len(lengths[first])) if first < len(lengths) else None
+    return f"With train.seq_len: {lengths[first]} it fits on {_laid(choice)}." if choice else ""
 
 
 def _more_nodes(task: Task) -> str:

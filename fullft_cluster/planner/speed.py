@@ -63,8 +63,9 @@ MEASURED_GPUS = ("a100-80gb", "a100-40gb", "a800-80gb")
 SPREAD_OTHER_GPU = 0.30
 """More of it for other GPUs than those that the constants were learnt on: LLM-foundry's early H100 runs are a third
 slower than this forecasts, later ones of other stacks are not (docs/backtest.md)."""
-SPREAD_BETWEEN_NODES = 0.15
-"""More of it where nodes talk: topology and other jobs' traffic. Default."""
+SPREAD_NETWORK = {"one": 0.2, "several": 0.4}
+"""Relative uncertainty of the time that is spent on communication, within a node and between nodes (topology, other
+jobs' traffic): it counts by the share of a step that this is, so slow networks make wide intervals. Default."""
 SPREAD_OFFLOAD = 0.40
 """More of it where the host works: its memory and cores differ more than GPUs do. Default."""
 
@@ -155,8 +156,9 @@ def communication_seconds(setup: Setup, cluster: Cluster, constants: Constants =
 def optimizer_seconds(setup: Setup, gpu: Gpu) -> dict[str, float]:
     """Return the seconds of an optimizer step: on the GPU, or over the host's link and on its cores where offloaded.
 
-    Offloaded, each GPU sends its gradients and takes its parameters, 2 e bytes a parameter of its shard, and the node
-    does HOST_BYTES_PER_PARAMETER of memory traffic for each parameter that it holds.
+    Offloaded, each GPU takes its parameters and sends its gradients; where gradients are accumulated, those so far come
+    back in each micro-step to be added to (stage3.py, `partition_grads`): ``2 e (accumulation + 1)`` bytes a parameter
+    of its shard. The node does HOST_BYTES_PER_PARAMETER of memory traffic for each parameter that it holds.
     """
     elements = shard(setup)
     if setup.gpu == CPU:
@@ -164,7 +166,8 @@ def optimizer_seconds(setup: Setup, gpu: Gpu) -> dict[str, float]:
     if setup.offload == "none":
         moved = OPTIMIZER_BYTES_PER_PARAMETER * elements
         return {"optimizer": moved / (gpu.memory_gb_per_second * 1e9 * HBM_EFFICIENCY)}
-    link = 2 * setup.element_bytes * elements / (gpu.host_gb_per_second * 1e9)
+    crossings = 2 * setup.accumulation + 2 if setup.accumulation > 1 else 2
+    link = crossings * setup.element_bytes * elements / (gpu.host_gb_per_second * 1e9)
     on_node = HOST_BYTES_PER_PARAMETER * elements * setup.gpus_per_node
     return {"host_link": link, "optimizer_on_host": on_node / (HOST_GB_PER_SECOND * 1e9)}
 
@@ -187,11 +190,12 @@ def step_seconds(setup: Setup, gpu: Gpu, cluster: Cluster, constants: Constants 
     return {name: seconds for name, seconds in {**parts, **optimizer_seconds(setup, gpu)}.items() if seconds}
 
 
-def spread(setup: Setup) -> float:
-    """Return the relative half-width of the interval around a step's seconds: deviations' squares add up."""
+def spread(setup: Setup, parts: Mapping[str, float]) -> float:
+    """Return the relative half-width of the interval around a step of these parts: deviations' squares add up."""
+    waiting = parts.get("communication", 0.0) / max(sum(parts.values()), 1e-12)
     squares = SPREAD[setup.engine] ** 2
     squares += SPREAD_OTHER_GPU**2 if setup.gpu not in (*MEASURED_GPUS, CPU) else 0
-    squares += SPREAD_BETWEEN_NODES**2 if setup.nodes > 1 else 0
+    squares += (waiting * SPREAD_NETWORK["several" if setup.nodes > 1 else "one"]) ** 2
     squares += SPREAD_OFFLOAD**2 if setup.offload != "none" else 0
     return float(squares**0.5)
 

@@ -6,7 +6,7 @@ from fullft_cluster.hardware import CPU
 from fullft_cluster.plan import PhaseName, Precision
 from fullft_cluster.planner.memory import Parts, peak
 from fullft_cluster.planner.setup import BYTES, Setup
-from fullft_cluster.planner.sharding import FP32, OPTIMIZER_BYTES, largest_tensor, reaching, shard
+from fullft_cluster.planner.sharding import FP32, OPTIMIZER_BYTES, largest_tensor, shard, tensors
 from fullft_cluster.units import GIB
 
 HOST_PROCESS_BYTES = 4 * GIB
@@ -92,8 +92,9 @@ def _offloaded(setup: Setup, share: int) -> Parts:
             pageable += e * elements * setup.gpus // setup.hpz
     else:
         blocks = [FP32 * elements, FP32 * elements, e * elements, e * largest_tensor(setup.model)]
-        blocks += [e * reaching(setup.model, setup.gpus)] if setup.accumulation > 1 else []
         pageable = 2 * FP32 * elements
+        if setup.accumulation > 1:  # a block for each gradient
+            pageable += sum(times * locked(e * t.elements) for t, times in tensors(setup.model)) // setup.gpus
     return {"offloaded": setup.gpus_per_node * (pageable + sum(locked(size) for size in blocks))}
 
 

@@ -68,6 +68,11 @@ class Task:
         """Return the user's words on execution."""
         return self.config.resources
 
+    @property
+    def price_per_gpu_hour(self) -> float | None:
+        """Return the price of a GPU for an hour: the user's, else the cluster profile's, else None."""
+        return self.wanted.price_per_gpu_hour or self.cluster.price_per_gpu_hour
+
     def changed(self, **changes: object) -> Task:
         """Return the task with other resources."""
         resources = msgspec.structs.replace(self.wanted, **changes)
@@ -124,11 +129,6 @@ class Choice:
     def phase(self) -> PhaseName:
         """Return the phase in which a GPU needs most."""
         return max(self.gpu_phases, key=lambda name: sum(self.gpu_phases[name].values()))
-
-    @property
-    def gpu_parts(self) -> Parts:
-        """Return the parts of that phase."""
-        return self.gpu_phases[self.phase]
 
     @cached_property
     def gpu_bytes(self) -> tuple[float, float, float]:
@@ -196,7 +196,7 @@ class Choice:
     def step(self) -> Interval:
         """Return the seconds of a step."""
         expected = sum(self.step_parts.values())
-        wide = 1 + calibration.spread(self.setup, self.task.measured)
+        wide = 1 + calibration.spread(self.setup, self.task.measured, self.step_parts)
         return Interval(low=expected / wide, expected=expected, high=expected * wide)
 
     @property

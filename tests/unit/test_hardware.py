@@ -75,11 +75,11 @@ config:
     with pytest.raises(UsageError) as error:
         load_cluster(str(path))
     assert sorted(str(p).removeprefix(str(path)) for p in error.value.problems) == sorted([
-        ":2: gpus_per_node: 0 is not a whole number, 1 to 1000000. Write a whole number, 1 to 1000000.",
+        ":2: gpus_per_node: 0 is not a whole number, 1 to 1024. Write a whole number, 1 to 1024.",
         ":3: max_nodez: unknown key. Did you mean 'max_nodes'?",
         ":5: host_memory_gib: nan is not a number to compute with. Write a number, above 0, 10000000 or less.",
         ":9: env: {'A': 1} is not a mapping, each value text. Write a mapping, each value text.",
-        ": max_nodes: is missing. Write a whole number, 1 to 1000000.",
+        ": max_nodes: is missing. Write a whole number, 1 to 100000.",
         ":11: train.seq_len: 0 is not a whole number, 1 to 10000000. Write a whole number, 1 to 10000000.",
         ":11: train.lr: unknown key. Write train.learning_rate.",
         ":1: gpu: unknown GPU 'a100-80'. Did you mean 'a100-80gb'?",
