@@ -36,6 +36,7 @@ OUTSIDE = ("fragmentation", "framework")
 SPREAD: dict[str, tuple[float, float]] = {
     # part: (low, high) as factors of the expected bytes. What is not here is a flat buffer whose size is known exactly.
     "gathered_parameters": (0.5, 1.0),  # how far fetching runs ahead depends on the network
+    "reduce_bucket": (0.5, 1.0),  # ZeRO-1 and 2: the second one is there only while the first is on its way
     "reducing": (0.5, 1.5),  # how far the reduction lags behind depends on the network: up to three gradients wait
     "activations": (0.95, 1.05),  # versions of transformers keep a tensor more or less
     "layer_forward": (0.5, 1.5),
