@@ -80,7 +80,7 @@ def warn_of_the_time_limit(run: Run) -> None:
     lead = run.json("plan.json")["signal_lead_seconds"]
     hours, minutes, seconds = map(int, run.lab.job(run.job_id)["RunTime"].split(":"))
     minutes_now = hours * 60 + minutes + (seconds > 0)
-    run.lab.run("scontrol", "update", f"jobid={run.job_id}", f"timelimit={minutes_now + -(-lead // 60)}")
+    run.lab.run("scontrol", "update", f"jobid={run.job_id}", f"timelimit={minutes_now + max(1, lead // 60)}")
 
 
 def requeue(run: Run) -> None:
