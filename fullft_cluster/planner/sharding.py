@@ -104,17 +104,17 @@ def reaching(model: ModelSpec, gpus: int) -> int:
     """
     outer = list(model.outer_tensors())
     order = [outer[0], *list(model.layer_tensors()) * model.num_hidden_layers, *outer[1:]]
-    most = 0
+    held = [0] * gpus
     for vectors in (False, True):
         sizes = [tensor.elements for tensor in order if is_vector(tensor) == vectors]
         part = max(-(-sum(sizes) // (STAGE2_ALIGNMENT * gpus)) * STAGE2_ALIGNMENT, 1)
-        held, start = [0] * gpus, 0
+        start = 0
         for size in sizes:
             for rank in range(start // part, min((start + size - 1) // part, gpus - 1) + 1):
                 held[rank] += size
             start += size
-        most += max(held)
-    return most
+        held[-1] += part * gpus - start  # the padding at the end
+    return max(held)
 
 
 def gradients_in_backward(setup: Setup) -> int:
