@@ -51,6 +51,11 @@ class Planned:
             notes.append(slurm_attempt(resolved.config, self.plan, site).sentence)
         return tuple(notes)
 
+    def told(self) -> Planned:
+        """Return the same with the notes among the plan's sentences, for those who read the plan alone."""
+        sentences = (f"{note[:1].upper()}{note[1:]}".rstrip(".") + "." for note in self.notes)
+        return dataclasses.replace(self, plan=msgspec.structs.replace(self.plan, why=(*self.plan.why, *sentences)))
+
 
 @dataclass(frozen=True)
 class Ready:
@@ -80,7 +85,7 @@ def to_plan(resolved: Resolved, inventory: Inventory | None = None) -> Planned:
         data = Data(rows=scan.rows, text_bytes=scan.text_bytes)
     measured = load_measured(config.cluster or resolved.cluster.name)
     if inventory is None:
-        return Planned(resolved, model, make_plan(config, model, resolved.cluster, data, measured), None)
+        return Planned(resolved, model, make_plan(config, model, resolved.cluster, data, measured), None).told()
     chosen = resolved.origins.get("cluster") is not None
     found: list[tuple[Plan, Site]] = []
     refused: list[tuple[float, int, FullftError]] = []
@@ -93,7 +98,7 @@ def to_plan(resolved: Resolved, inventory: Inventory | None = None) -> Planned:
     if not found:
         raise max(refused, key=lambda one: one[:2])[2]
     plan, site = min(found, key=lambda one: _rank(one[0], config.resources.objective))
-    return Planned(dataclasses.replace(resolved, cluster=site.cluster), model, plan, site)
+    return Planned(dataclasses.replace(resolved, cluster=site.cluster), model, plan, site).told()
 
 
 def _rank(plan: Plan, objective: Objective) -> tuple[bool, float]:
