@@ -85,6 +85,12 @@ class Supervisor:
     # --- the life of the run
     def supervise(self) -> int:
         """Run attempts until the run is done, given up or handed back to the scheduler; return the exit code."""
+        over = self.run.read_run().get("state")
+        if over in ("completed", "failed"):  # a resumed one is pending
+            # SLURM 24.11 requeues a job once more at its end when an earlier life of it was requeued within the grace
+            # time of a preemption (_job_complete: "requeue per user/system request"); 22.05 does not.
+            log.info("run %s is %s already: nothing to do in this life of the job", self.run.name, over)
+            return 1 if over == "failed" else 0
         decision = self._settle_lost_attempt()
         while decision is None or decision.action.startswith("requeue"):
             if decision is not None and decision.cause in ("crash", "hang", "oom"):

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from fullft_cluster.backends import reopen
 from fullft_cluster.config_load import resolve, to_yaml
 from fullft_cluster.errors import SchedulerError
 from fullft_cluster.model import load_model
@@ -143,6 +144,19 @@ def test_requeued_then_done(run: RunDir) -> None:
     assert attempts[0]["exit_codes"] == [75, 75]
     assert (state["state"], state["attempt"], state["restarts"]) == ("completed", 2, 1)
     assert not run.stop.exists()
+
+
+@pytest.mark.parametrize(("exit_code", "kind", "state"), [(0, "done", "completed"), (93, "config", "failed")])
+def test_a_run_that_is_over_stays_so_when_its_job_is_requeued(
+    run: RunDir, exit_code: int, kind: str, state: str
+) -> None:
+    first = supervise(run, Script(run, ends(exit_code, exit_code, kind=kind)))
+    second = supervise(run, Script(run))
+    assert second == first
+    assert second[2]["state"] == state
+    reopen(run)
+    _, attempts, now = supervise(run, Script(run, ends(0, 0, kind="done")))
+    assert (len(attempts), now["state"]) == (2, "completed")
 
 
 def test_the_scheduler_makes_the_next_attempt_elsewhere(run: RunDir) -> None:
