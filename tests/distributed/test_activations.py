@@ -128,7 +128,5 @@ def test_logits_that_stay_in_the_models_output(precision: Precision) -> None:
     with Large(least=2 * vocabulary) as large:
         output = model(**arguments, labels=arguments["input_ids"])
         output.loss.backward()
-    if precision == "bf16":
-        assert large.most == activations.LOSS_BYTES["in_output"] * vocabulary
-    else:
-        assert large.most == (activations.LOSS_BYTES["naive"] + 4) * vocabulary
+    per_logit = activations.LOSS_BYTES["in_output"] + BYTES[precision] * activations.LOSS_ELEMENTS["in_output"]
+    assert large.most == per_logit * vocabulary
