@@ -17,7 +17,7 @@ from fullft_cluster.deepspeed_json import zero_optimization
 from fullft_cluster.model import load_model
 from fullft_cluster.plan import Precision
 from fullft_cluster.planner import activations
-from fullft_cluster.planner.setup import Loss, Setup
+from fullft_cluster.planner.setup import BYTES, Loss, Setup
 
 pytestmark = pytest.mark.distributed  # one process, but with torch and transformers
 
