@@ -120,12 +120,7 @@ def to_job(
     _check_texts(resolved.config)
     resolved = _absolute(resolved)
     config = resolved.config
-    problems: list[Problem] = []
-    if config.resources.engine == "fsdp":
-        what = "fsdp is planned for, but not run yet"
-        problems.append(Problem("resources.engine", what, "Leave it out: deepspeed is what runs."))
-    if config.data.train is None:
-        problems.append(Problem("data.train", "is missing", "Write --data train.jsonl."))
+    problems = list(_not_to_submit(config))
     run_dir = None
     try:
         run_dir = _run_dir(resolved)
@@ -135,20 +130,8 @@ def to_job(
         planned = to_plan(resolved, inventory)
     except UsageError as error:
         raise UsageError([*problems, *error.problems]) from None
-    notes = [*planned.notes]
-    ref = config.weights or planned.model.weights
-    try:
-        weights = find_weights(ref, planned.model.tokenizer, environ, ask_hub=weights_must_exist)
-        notes += [f"weights {weights.ref}: {weights.note}"] if weights.note else []
-    except UsageError as error:
-        if weights_must_exist:
-            problems += error.problems
-        weights = Weights(ref=str(ref), kind="hub")
-        notes += [f"a submit from here would be refused: {problem}" for problem in error.problems]
-    try:
-        check_same_model(weights, planned.model)
-    except UsageError as error:
-        problems += error.problems
+    weights, said, wrong = _weights(planned, environ, must_exist=weights_must_exist)
+    problems += wrong
     if problems or run_dir is None:
         raise UsageError(problems)
     model = _model_for_nodes(str(config.model), weights)
@@ -159,7 +142,38 @@ def to_job(
         slurm__prepare_time=prepare_time(config, planned.site),
     )
     job = make_job(final, planned.plan, run_dir, sys.executable, planned.site)
-    return Ready(job, render(job), run_dir, tuple(notes))
+    return Ready(job, render(job), run_dir, (*planned.notes, *said))
+
+
+def _not_to_submit(config: Config) -> Iterator[Problem]:
+    """Yield what a plan may be without, and a job may not."""
+    if config.resources.engine == "fsdp":
+        what = "fsdp is planned for, but not run yet"
+        yield Problem("resources.engine", what, "Leave it out: deepspeed is what runs.")
+    if config.data.train is None:
+        yield Problem("data.train", "is missing", "Write --data train.jsonl.")
+
+
+def _weights(
+    planned: Planned, environ: Mapping[str, str], *, must_exist: bool
+) -> tuple[Weights, list[str], list[Problem]]:
+    """Return where the weights are, what the user should know of them, and what is wrong with them."""
+    notes: list[str] = []
+    problems: list[Problem] = []
+    ref = planned.resolved.config.weights or planned.model.weights
+    try:
+        weights = find_weights(ref, planned.model.tokenizer, environ, ask_hub=must_exist)
+        notes += [f"weights {weights.ref}: {weights.note}"] if weights.note else []
+    except UsageError as error:
+        if must_exist:
+            problems += error.problems
+        weights = Weights(ref=str(ref), kind="hub")
+        notes += [f"a submit from here would be refused: {problem}" for problem in error.problems]
+    try:
+        check_same_model(weights, planned.model)
+    except UsageError as error:
+        problems += error.problems
+    return weights, notes, problems
 
 
 def _model_for_nodes(model: str, weights: Weights) -> str:
