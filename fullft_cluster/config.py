@@ -74,8 +74,9 @@ class ResourcesConfig(Frozen, frozen=True):
     zero_stage: ZeroStage | None = None
     """What is sharded over the GPUs: 1 optimizer states, 2 gradients too, 3 parameters too; default 3, and what is
     best of 2 and 3 where the objective or a deadline asks for speed or cost."""
-    hpz: bool = False
-    """ZeRO++ hpZ: a second copy of the parameters within each node spares gathering them between nodes (ZeRO-3)."""
+    hpz: bool | None = None
+    """ZeRO++ hpZ: a second copy of the parameters within each node spares gathering them between nodes (ZeRO-3);
+    default no, and what is best where the objective or a deadline asks for speed or cost."""
     objective: Objective = "fewest-gpus"
     """What is best among the plans that fit: `fewest-gpus`, `least-cost` (GPU-hours), or `fastest`."""
     deadline: str | None = None

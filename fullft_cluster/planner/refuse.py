@@ -76,7 +76,7 @@ DEFAULTS = {"micro_batch_size": None, "zero_stage": None, "activation_checkpoint
 
 def unconstrained(task: Task) -> Task:
     """Return the task without any of the user's words on resources."""
-    return task.changed(**FREE, **DEFAULTS, hpz=False)
+    return task.changed(**FREE, **DEFAULTS, hpz=None)
 
 
 def _without_all(task: Task) -> str:

@@ -29,8 +29,8 @@ def variants(task: Task, offload: Offload) -> list[Variant]:
     """Return the ways to cut the work that the user's words leave, for one kind of offload.
 
     ZeRO-3 is what needs least, and what is used unless speed or cost is the aim: then ZeRO-2 is looked at too, which
-    gathers nothing. On CPUs memory is cheap and a small model is to take the road of a large one: ZeRO-3, nothing
-    recomputed.
+    gathers nothing, and hpZ, which gathers less between nodes. On CPUs memory is cheap and a small model is to take
+    the road of a large one: ZeRO-3, nothing recomputed.
     """
     wanted, on_cpu = task.wanted, task.cluster.gpu == CPU
     recompute = [False, True] if wanted.activation_checkpointing is None else [wanted.activation_checkpointing]
@@ -39,7 +39,12 @@ def variants(task: Task, offload: Offload) -> list[Variant]:
     for_speed = wanted.objective != "fewest-gpus" or wanted.deadline is not None
     bound = on_cpu or wanted.engine == "fsdp" or wanted.hpz or offload != "none"
     stages: list[ZeroStage] = [wanted.zero_stage] if wanted.zero_stage else [3, 2] if for_speed and not bound else [3]
-    return [Variant(again, offload, stage, wanted.hpz) for stage, again in product(stages, recompute)]
+    copies = [False, True] if wanted.hpz is None and for_speed and not bound else [bool(wanted.hpz)]
+    return [
+        Variant(again, offload, stage, hpz)
+        for hpz, stage, again in product(copies, stages, recompute)
+        if stage == 3 or not hpz
+    ]
 
 
 def global_batch(task: Task, layout: Layout) -> int:

@@ -105,6 +105,18 @@ def test_zero_2_is_taken_for_speed_only() -> None:
         plan("65b", resources__gpus=16, resources__zero_stage=2)
 
 
+def test_hpz_is_taken_where_the_network_between_nodes_is_slow(tmp_path: Path) -> None:
+    profile = tmp_path / "slow.yaml"
+    text = Path("configs/clusters/a100-80gb.yaml").read_text()
+    profile.write_text(text.replace("inter_node_gb_per_second: 50", "inter_node_gb_per_second: 5"))
+    slow = {"cluster": str(profile), "resources.gpus": 32, "resources.zero_stage": 3}
+    assert not plan("30b", **slow).hpz, "unless speed is the aim"
+    assert plan("30b", **slow, resources__objective="fastest").hpz
+    assert not plan("30b", **slow, resources__objective="fastest", resources__hpz=False).hpz
+    one = {"resources.gpus": 8, "resources.objective": "fastest", "resources.zero_stage": 3}
+    assert not plan("7b", **one).hpz, "within one node it is what ZeRO-3 is"
+
+
 @pytest.mark.parametrize(
     ("flags", "key"),
     [
