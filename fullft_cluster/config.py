@@ -15,6 +15,7 @@ MOST = 2**31 - 1
 Positive = Annotated[int, Meta(ge=1, le=MOST)]
 Machines = Annotated[int, Meta(ge=1, le=10**6)]
 Tokens = Annotated[int, Meta(ge=1, le=10**7)]
+KubernetesKind = Literal["pytorchjob", "trainjob", "jobset", "job"]
 NonNegative = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
@@ -125,6 +126,68 @@ class SlurmConfig(Frozen, frozen=True):
     prepare_mem: str = "32G"
 
 
+class KubernetesConfig(Frozen, frozen=True):
+    """What the manifests say beyond the plan."""
+
+    namespace: str = "default"
+    kind: KubernetesKind = "pytorchjob"
+    """`pytorchjob` (Kubeflow v1), `trainjob` (Kubeflow v2), `jobset`, or `job` (Indexed, needs no operator)."""
+    image: str | None = None
+    """The workers' image, with a tag or a digest: fullft-cluster and its `train` extra installed."""
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    image_pull_secrets: tuple[str, ...] = ()
+    python: str = "python3"
+    """The interpreter in the image."""
+    claim: str | None = None
+    """A PersistentVolumeClaim that every node can mount; default one of the run's own (ReadWriteMany)."""
+    host_path: str | None = None
+    """A directory that every node has mounted, instead of a claim."""
+    nfs: str | None = None
+    """`server:/path`, instead of a claim."""
+    storage_size: str | None = None
+    """Size of the run's own claim; default what the plan says the run needs on disk, and a fifth."""
+    storage_class: str | None = None
+    """Of the run's own claim; default the cluster's."""
+    mount_path: str | None = None
+    """Where the volume is mounted; default output.runs_dir. The paths of data and weights have to lie below it."""
+    service_account: str | None = None
+    """One that is there; default one of the run's own, with rights to its own job alone."""
+    queue: str | None = None
+    """Kueue's LocalQueue."""
+    queue_priority: str | None = None
+    """Kueue's WorkloadPriorityClass."""
+    priority_class: str | None = None
+    """The pods' PriorityClass."""
+    node_selector: dict[str, str] = msgspec.field(default_factory=dict)
+    """Labels of the nodes, the GPU type's first of all: `nvidia.com/gpu.product: NVIDIA-A100-SXM4-80GB`."""
+    tolerations: tuple[str, ...] = ()
+    """Taints that are tolerated, as `kubectl taint` writes them: `key=value:NoSchedule`, `key:NoExecute`."""
+    unreachable_seconds: Annotated[int, Meta(ge=0, le=86400)] = 30
+    """Seconds after which the pods of a node that is lost are given up; Kubernetes' own default is 300."""
+    topology_key: str | None = None
+    """Label of the domain (rack, block) that the pods had best share: `topology.kubernetes.io/zone`."""
+    gpu_resource: str = "nvidia.com/gpu"
+    rdma_resource: str | None = None
+    """What to ask for besides GPUs: `rdma/hca_shared_devices_a`, `nvidia.com/hostdev`, `vpc.amazonaws.com/efa`."""
+    rdma_count: Annotated[int, Meta(ge=1, le=1024)] = 1
+    cpus: Machines | None = None
+    """CPUs asked for per pod; default nine tenths of the plan's share of the node."""
+    memory: str | None = None
+    """Memory per pod as Kubernetes writes it; default what the plan says the host needs, and shm_size."""
+    shm_size: str = "8Gi"
+    """/dev/shm, in memory; a container's own has 64 MiB."""
+    prepare_cpus: Machines = 8
+    prepare_memory: str = "32Gi"
+    run_as_user: Annotated[int, Meta(ge=1, lt=2**31)] = 1000
+    run_as_group: Annotated[int, Meta(ge=1, lt=2**31)] = 1000
+    env: dict[str, str] = msgspec.field(default_factory=dict)
+    """Environment of the containers, over the cluster profile's."""
+    hf_token_secret: str | None = None
+    """A Secret that has the key HF_TOKEN."""
+    wandb_secret: str | None = None
+    """A Secret that has the key WANDB_API_KEY."""
+
+
 class SurvivalConfig(Frozen, frozen=True):
     """When a run is given up."""
 
@@ -146,7 +209,7 @@ class Config(Frozen, frozen=True):
     inventory: str | None = None
     """Plan on nodes that exist: `slurm` or `kubernetes` asks for them, or the path of a file that `inventory --json`
     made."""
-    backend: Literal["local", "slurm"] | None = None
+    backend: Literal["local", "slurm", "kubernetes"] | None = None
     name: str | None = None
     """Name of the run; default made of model and data."""
     data: DataConfig = msgspec.field(default_factory=DataConfig)
@@ -154,4 +217,5 @@ class Config(Frozen, frozen=True):
     resources: ResourcesConfig = msgspec.field(default_factory=ResourcesConfig)
     output: OutputConfig = msgspec.field(default_factory=OutputConfig)
     slurm: SlurmConfig = msgspec.field(default_factory=SlurmConfig)
+    kubernetes: KubernetesConfig = msgspec.field(default_factory=KubernetesConfig)
     survival: SurvivalConfig = msgspec.field(default_factory=SurvivalConfig)

@@ -19,8 +19,10 @@ from fullft_cluster.attempt_time import (
 )
 from fullft_cluster.config import Config
 from fullft_cluster.config_load import Resolved, to_yaml
+from fullft_cluster.environment import environment_problems
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.hardware import CPU, Cluster
+from fullft_cluster.kubernetes_job import KubernetesJob, kubernetes_job
 from fullft_cluster.plan import Frozen, Plan
 from fullft_cluster.quoting import check_name, check_text
 from fullft_cluster.units import slurm_time_seconds
@@ -61,6 +63,7 @@ class Job(Frozen, frozen=True):
     setup: tuple[str, ...]
     """Shell lines of the cluster profile, as its author wrote them."""
     slurm: SlurmJob | None
+    kubernetes: KubernetesJob | None = None
 
 
 PREPARE_SECONDS = 4 * 3600
@@ -71,8 +74,6 @@ HOST_MARGIN = 1.1
 
 _GRES = re.compile(r"(?:[A-Za-z0-9._-]+:)?[1-9][0-9]*")
 _MEM = re.compile(r"[0-9]+[KMGT]?")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIAL", re.IGNORECASE)
 
 
 def make_job(resolved: Resolved, plan: Plan, run_dir: Path, python: str, site: Site | None = None) -> Job:
@@ -95,6 +96,9 @@ def make_job(resolved: Resolved, plan: Plan, run_dir: Path, python: str, site: S
         env=dict(sorted(cluster.env.items())),
         setup=cluster.setup,
         slurm=_slurm_job(config, cluster, plan, site) if config.backend == "slurm" else None,
+        kubernetes=kubernetes_job(config, cluster, plan, run_dir, _host_memory_gib(plan))
+        if config.backend == "kubernetes"
+        else None,
     )
 
 
@@ -167,26 +171,9 @@ def _host_memory_gib(plan: Plan) -> int:
 
 
 def _environment_problems(cluster: Cluster) -> list[Problem]:
-    """Return what is wrong with a profile's environment: names that no shell takes, and secrets."""
-    found = []
-    for name, value in cluster.env.items():
-        where = f"cluster profile {cluster.name}: env.{name}"
-        if not _VARIABLE.fullmatch(name):
-            found.append(Problem(where, "is not a name of an environment variable", "Use letters, digits and '_'."))
-        elif _SECRET.search(name):
-            found.append(
-                Problem(
-                    where,
-                    "looks like a secret, and the script can be read by others",
-                    f"Take it out and `export {name}=...` in your shell: sbatch hands your environment to the job.",
-                )
-            )
-        else:
-            try:
-                check_text(value, where)
-            except UsageError as error:
-                found += error.problems
-    return found
+    """Return what is wrong with a profile's environment."""
+    advice = "Take it out and `export {name}=...` in your shell: sbatch hands your environment to the job."
+    return list(environment_problems(cluster.env, f"cluster profile {cluster.name}: env", advice))
 
 
 def _time_problems(config: Config, plan: Plan, site: Site | None) -> Iterator[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import unicodedata
@@ -9,6 +10,7 @@ import unicodedata
 from fullft_cluster.errors import Problem, UsageError
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_NOT_IN_YAML = re.compile(r"[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 
 
@@ -60,3 +62,18 @@ def directive(value: object) -> str:
 def log_pattern(value: object) -> str:
     """Return a path for sbatch's file name pattern, in which ``%`` starts a replacement symbol."""
     return str(value).replace("%", "%%")
+
+
+def yaml_value(value: object) -> str:
+    """Write one value for a manifest: the Jinja filter of all that YAML reads. JSON is YAML's flow style.
+
+    Text stays readable (no surrogate pairs, which YAML does not join), but what YAML does not take unescaped, or takes
+    for a line break, is escaped (https://yaml.org/spec/1.2.2/#51-character-set). Raises TypeError for what is no JSON,
+    an undefined name of a template among it, and UsageError for text that is not UTF-8.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UsageError(Problem("manifest", f"{text[:80]!r} is not text in UTF-8", "Rename it.")) from None
+    return _NOT_IN_YAML.sub(lambda match: f"\\u{ord(match[0]):04x}", text)

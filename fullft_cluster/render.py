@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fullft_cluster import __version__
 from fullft_cluster.deepspeed_json import deepspeed_json
+from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.job import Job, summary
+from fullft_cluster.kubernetes_job import PORT, KubernetesJob, literal
 from fullft_cluster.plan import Frozen
-from fullft_cluster.quoting import directive, log_pattern, shquote
+from fullft_cluster.quoting import directive, log_pattern, shquote, yaml_value
 from fullft_cluster.resources import share
 
 if TYPE_CHECKING:
     import jinja2
 
-SCRIPTS = {"slurm": "job.sbatch", "local": "job.sh"}
-"""Name of the script in the run directory, by backend; its template is NAME.j2."""
+SCRIPTS = {"slurm": "job.sbatch", "local": "job.sh", "kubernetes": "job.yaml"}
+"""Name of the script in the run directory, by backend; the template of a shell's is NAME.j2, of a manifest KIND.yaml.j2."""
+
+_CONFIG_MAP_BYTES = 2**20
+"""The API server takes no larger ConfigMap (https://kubernetes.io/docs/concepts/configuration/configmap/)."""
 
 
 class Rendered(Frozen, frozen=True):
@@ -24,19 +29,24 @@ class Rendered(Frozen, frozen=True):
 
     files: dict[str, str]
     script_name: str
+    parts: tuple[str, ...] = ()
+    """Of a job that is several manifests: their files, in the order in which they are applied."""
 
     @property
     def script(self) -> str:
         """Return the text that `--dry-run` prints and that a submit hands over."""
-        return self.files[self.script_name]
+        return "---\n".join(self.files[name] for name in self.parts or (self.script_name,))
 
 
-def environment() -> jinja2.Environment:
-    """Return the Jinja environment: an undefined name is an error, and every value that a shell reads is quoted."""
+def environment(kind: str = "templates") -> jinja2.Environment:
+    """Return the Jinja environment: an undefined name is an error, and every value has a filter that quotes it.
+
+    ``kind``: ``templates`` or ``manifests``.
+    """
     import jinja2  # late: a plan renders nothing
 
     env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(share("templates")),
+        loader=jinja2.FileSystemLoader(share(kind)),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -46,23 +56,51 @@ def environment() -> jinja2.Environment:
     env.filters["shquote"] = shquote
     env.filters["directive"] = directive
     env.filters["log_pattern"] = log_pattern
+    env.filters["yaml"] = yaml_value
+    env.filters["literal"] = literal
+    env.filters["component"] = _with_component
     return env
+
+
+def _with_component(labels: dict[str, str], component: str) -> dict[str, str]:
+    return {**labels, "app.kubernetes.io/component": component}
 
 
 def render(job: Job) -> Rendered:
     """Render a job. Raises UsageError for a value that cannot be quoted."""
     script_name = SCRIPTS[job.backend]
+    files = {
+        "config.yaml": job.config_yaml,
+        "plan.json": job.plan.to_json().decode(),
+        "deepspeed.json": json.dumps(deepspeed_json(job.plan), indent=2) + "\n",
+    }
+    if job.kubernetes is not None:
+        manifests = _manifests(job, job.kubernetes, files)
+        parts = tuple(manifests)
+        kustomization = _rendered("kustomization", resources=parts)
+        manifests["kustomization.yaml"] = kustomization
+        return Rendered(script_name=script_name, files={**files, **manifests}, parts=parts)
     script = (
         environment()
         .get_template(f"{script_name}.j2")
         .render(job=job, plan=job.plan, slurm=job.slurm, summary=summary(job.plan), version=__version__)
     )
-    return Rendered(
-        script_name=script_name,
-        files={
-            "config.yaml": job.config_yaml,
-            "plan.json": job.plan.to_json().decode(),
-            "deepspeed.json": json.dumps(deepspeed_json(job.plan), indent=2) + "\n",
-            script_name: script,
-        },
-    )
+    return Rendered(script_name=script_name, files={**files, script_name: script})
+
+
+def _manifests(job: Job, kubernetes: KubernetesJob, files: dict[str, str]) -> dict[str, str]:
+    """Return the manifests by file, in the order in which they are applied."""
+    size = sum(len(text.encode()) for text in files.values())
+    if size > _CONFIG_MAP_BYTES:
+        what = f"config, plan and DeepSpeed JSON have {size} bytes, and a ConfigMap holds {_CONFIG_MAP_BYTES}"
+        raise UsageError(Problem("kubernetes", what, "Shorten the texts of the configuration."))
+    shown = summary(job.plan)
+    header = f"fullft-cluster {__version__}: {job.name}: {shown['model']} on {shown['gpus']} x {shown['gpu']}"
+    values = {"k": kubernetes, "port": PORT, "header": header}
+    names = ("storage",) if kubernetes.claim is not None else ()
+    found = {f"{name}.yaml": _rendered(name, **values, files=files) for name in (*names, "companions", "prepare")}
+    return {**found, SCRIPTS["kubernetes"]: _rendered(kubernetes.kind, **values)}
+
+
+def _rendered(name: str, **values: Any) -> str:
+    return environment("manifests").get_template(f"{name}.yaml.j2").render(**values)

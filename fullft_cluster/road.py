@@ -19,6 +19,8 @@ from fullft_cluster.hardware import CPU, clusters, load_gpu
 from fullft_cluster.hub import fetch_config
 from fullft_cluster.inventory import Inventory, Site, sites
 from fullft_cluster.job import Job, make_job, prepare_time, slurm_attempt
+from fullft_cluster.kubernetes_job import kubernetes_notes
+from fullft_cluster.kubernetes_names import longest_name, object_name
 from fullft_cluster.measured import load_measured
 from fullft_cluster.model import ModelSpec, load_model, presets
 from fullft_cluster.plan import Objective, Plan
@@ -47,7 +49,7 @@ class Planned:
         if site is None and "cluster" not in resolved.origins and resolved.config.backend != "local":
             assumed = resolved.cluster.name
             notes.append(f"cluster {assumed} is assumed; name yours by --cluster, or nodes by --inventory")
-        if resolved.config.backend != "local" and self.plan.gpu != CPU and (site is None or site.partition):
+        if resolved.config.backend in (None, "slurm") and self.plan.gpu != CPU and (site is None or site.partition):
             notes.append(slurm_attempt(resolved.config, self.plan, site).sentence)
         return tuple(notes)
 
@@ -142,6 +144,8 @@ def to_job(
         slurm__prepare_time=prepare_time(config, planned.site),
     )
     job = make_job(final, planned.plan, run_dir, sys.executable, planned.site)
+    if job.kubernetes is not None:
+        said += kubernetes_notes(final.config, final.cluster)
     return Ready(job, render(job), run_dir, (*planned.notes, *said))
 
 
@@ -277,6 +281,8 @@ def _run_dir(resolved: Resolved) -> Path:
     model = Path(config.model or "model")
     shown = model.parent.name if model.name == "config.json" else model.name
     base = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{shown}-{stem}").strip("-._")[:56].strip("-._") or "run"
+    if config.backend == "kubernetes":  # a run and its objects have one name
+        base = object_name(base, longest_name(config.kubernetes.kind, nodes=1000) - len("-999"))
     candidates = [base, *(f"{base}-{number}" for number in range(2, 1000))]
     for candidate in candidates:
         if not (runs_dir / candidate).exists():

@@ -162,6 +162,11 @@ class RunDir:
         """Return the directory where an attempt's node agents and workers say how they ended."""
         return self.path / "exits" / f"attempt-{attempt}"
 
+    @property
+    def prepare_report(self) -> Path:
+        """Return exits/prepare.json: how the data preparation ended."""
+        return self.path / "exits" / "prepare.json"
+
     def make(self) -> None:
         """Make the directories. Raises FileExistsError when the run directory exists."""
         self.path.mkdir(parents=True)

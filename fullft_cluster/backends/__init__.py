@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from fullft_cluster.config import Config
-from fullft_cluster.errors import UsageError
+from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.plan import Frozen
 from fullft_cluster.rundir import RunDir
 from fullft_cluster.slurm_cli import JobState
@@ -51,6 +51,10 @@ def backend_of(name: str) -> Backend:
         from fullft_cluster.backends.slurm import SlurmBackend
 
         return SlurmBackend()
+    if name == "kubernetes":
+        what = "manifests are rendered, but not submitted or looked after yet"
+        fix = "Write `fullft-cluster render --backend kubernetes ... -o DIR`, and apply DIR with `kubectl apply -k DIR`."
+        raise UsageError(Problem("--backend kubernetes", what, fix))
     raise UsageError(f"unknown backend {name!r}: local or slurm")
 
 

@@ -49,6 +49,9 @@ FLAGS: dict[str, str] = {
     "account": "slurm.account",
     "qos": "slurm.qos",
     "time": "slurm.time",
+    "kind": "kubernetes.kind",
+    "image": "kubernetes.image",
+    "namespace": "kubernetes.namespace",
 }
 """Name of a flag -> dotted key."""
 
@@ -75,7 +78,7 @@ _PLAN = (
     ),
     click.option("--data", metavar="FILE.jsonl", help="Training rows."),
     click.option("--cluster", shell_complete=_presets("clusters"), help="A cluster profile: a name or a YAML file."),
-    click.option("--backend", type=click.Choice(["local", "slurm"]), help="Where it runs."),
+    click.option("--backend", type=click.Choice(["local", "slurm", "kubernetes"]), help="Where it runs."),
     click.option("--seq-len", type=int, help="Tokens in a sequence. [default: 2048]"),
     click.option("--global-batch-size", type=int, help="Sequences an optimizer step."),
     click.option("--learning-rate", type=float, help="Peak learning rate; default by model size."),
@@ -113,6 +116,13 @@ _SUBMIT = (
     click.option(
         "--time", help="SLURM time limit of one attempt; a longer run is requeued. [default: from the forecast]"
     ),
+    click.option(
+        "--kind",
+        type=click.Choice(["pytorchjob", "trainjob", "jobset", "job"]),
+        help="Kubernetes: what runs it. [default: pytorchjob]",
+    ),
+    click.option("--image", help="Kubernetes: the workers' image, with a tag or a digest."),
+    click.option("--namespace", help="Kubernetes namespace. [default: default]"),
 )
 runs_dir_option = click.option("--runs-dir", help="Directory of the run directories. [default: runs]")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")

@@ -45,7 +45,7 @@ def _ready(options: dict[str, Any], *, dry: bool) -> Ready:
 @submit_options
 @click.option("-o", "output", type=click.Path(path_type=Path), metavar="DIR", help="Write every file of the job there.")
 def render(output: Path | None, **options: Any) -> None:
-    """Print the exact script of a job, or write all its files (script, config, plan, DeepSpeed JSON) to DIR."""
+    """Print the exact script or manifests of a job, or write all its files (config, plan, DeepSpeed JSON too) to DIR."""
     ready = _ready(options, dry=True)
     if output is None:
         click.echo(ready.rendered.script, nl=False)
@@ -67,6 +67,8 @@ def submit(as_json: bool, dry_run: bool, **options: Any) -> None:
     """Plan, render, prepare the data and submit. Prints the run's name."""
     from fullft_cluster.backends import backend_of
 
+    if resolved_from(options).config.backend == "kubernetes":
+        backend_of("kubernetes")  # refuses, before a long plan
     ready = _ready(options, dry=dry_run)
     if dry_run:
         if as_json:

@@ -1,0 +1,75 @@
+"""Runs on Kubernetes that are rendered in tests: what they are asked for, and what comes out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
+
+from fullft_cluster.config_load import Resolved, resolve
+from fullft_cluster.job import make_job
+from fullft_cluster.model import load_model
+from fullft_cluster.plan import Plan
+from fullft_cluster.planner import Data, make_plan
+from fullft_cluster.render import Rendered, render
+
+KINDS = ("pytorchjob", "trainjob", "jobset", "job")
+RUN_DIR = Path("/shared/runs/example")
+IMAGE = "registry.example.org/nlp/fullft-cluster:0.1.0"
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "processes": {"model": "tiny", "cluster": "local", "train.max_steps": 50, "kubernetes.image": IMAGE},
+    "two-nodes-efa": {
+        "model": "13b",
+        "resources.nodes": 2,
+        "kubernetes.image": f"example/fullft@sha256:{'0' * 64}",
+        "kubernetes.claim": "shared-runs",
+        "kubernetes.service_account": "trainer",
+        "kubernetes.rdma_resource": "vpc.amazonaws.com/efa",
+        "kubernetes.rdma_count": 4,
+        "kubernetes.hf_token_secret": "hub",
+        "kubernetes.env": {"WANDB_PROJECT": "it's 100 % \"ours\": $(HF_TOKEN) & {{ more }}"},
+    },
+    "four-nodes": {
+        "model": "65b",
+        "resources.nodes": 4,
+        "kubernetes.image": IMAGE,
+        "kubernetes.namespace": "nlp",
+        "kubernetes.image_pull_secrets": ["registry"],
+        "kubernetes.nfs": "nfs.example.org:/export/runs",
+        "kubernetes.queue": "research",
+        "kubernetes.queue_priority": "high",
+        "kubernetes.priority_class": "training",
+        "kubernetes.node_selector": {"nvidia.com/gpu.product": "NVIDIA-A100-SXM4-80GB"},
+        "kubernetes.tolerations": ["team=nlp:NoSchedule", "spot:NoExecute"],
+        "kubernetes.topology_key": "topology.kubernetes.io/rack",
+        "kubernetes.rdma_resource": "rdma/hca_shared_devices_a",
+        "kubernetes.hf_token_secret": "hub",
+        "kubernetes.wandb_secret": "wandb",
+        "kubernetes.shm_size": "16Gi",
+    },
+    "host-path": {
+        "model": "7b",
+        "resources.nodes": 2,
+        "kubernetes.image": IMAGE,
+        "kubernetes.host_path": "/lustre/runs",
+        "kubernetes.env": {"NCCL_SOCKET_IFNAME": "eth0"},
+    },
+    "own-claim": {
+        "model": "7b",
+        "resources.gpus": 8,
+        "kubernetes.image": IMAGE,
+        "kubernetes.storage_class": "filestore",
+        "kubernetes.storage_size": "2Ti",
+    },
+}
+
+
+def rendered(
+    flags: dict[str, Any], kind: str = "pytorchjob", run_dir: Path = RUN_DIR, **cluster: Any
+) -> tuple[Rendered, Plan]:
+    given = {**flags, "backend": "kubernetes", "kubernetes.kind": kind}
+    resolved = resolve(given, [], None)
+    resolved = Resolved(resolved.config, replace(resolved.cluster, **cluster), resolved.origins)
+    plan = make_plan(resolved.config, load_model(flags["model"]), resolved.cluster, Data(rows=5000))
+    return render(make_job(resolved, plan, run_dir, "/not/used")), plan
