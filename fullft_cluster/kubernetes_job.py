@@ -43,31 +43,13 @@ class Claim(Frozen, frozen=True):
     storage_class: str | None
 
 
-class KubernetesJob(Frozen, frozen=True):
-    """Values of the manifests. Parts that Kubernetes takes as they are (resources, env) are in its own form."""
+class Pod(Frozen, frozen=True):
+    """What the pods are told. Parts that Kubernetes takes as they are (resources, env) are in its own form."""
 
-    name: str
-    namespace: str
-    kind: KubernetesKind
-    api_group: str
-    plural: str
-    labels: dict[str, str]
-    """The recommended ones, but for the component."""
-    selector: dict[str, str]
-    """Labels by which all pods of the run are found."""
-    queue_labels: dict[str, str]
     image: str
     image_pull_policy: str
     image_pull_secrets: tuple[str, ...]
     python: str
-    run_dir: str
-    """As an argument: `$` is doubled, for Kubernetes expands `$(NAME)` in arguments."""
-    files: str
-    mount_path: str
-    volume: dict[str, Any]
-    claim: Claim | None
-    service_account: str
-    own_service_account: bool
     priority_class: str | None
     node_selector: dict[str, str]
     tolerations: tuple[dict[str, Any], ...]
@@ -83,6 +65,30 @@ class KubernetesJob(Frozen, frozen=True):
     node_rank: str
     """The argument that names a pod's rank, by a variable of its environment."""
     grace_seconds: int
+
+
+class KubernetesJob(Frozen, frozen=True):
+    """Values of the manifests."""
+
+    name: str
+    namespace: str
+    kind: KubernetesKind
+    api_group: str
+    plural: str
+    labels: dict[str, str]
+    """The recommended ones, but for the component."""
+    selector: dict[str, str]
+    """Labels by which all pods of the run are found."""
+    queue_labels: dict[str, str]
+    run_dir: str
+    """As an argument: `$` is doubled, for Kubernetes expands `$(NAME)` in arguments."""
+    files: str
+    mount_path: str
+    volume: dict[str, Any]
+    claim: Claim | None
+    service_account: str
+    own_service_account: bool
+    pod: Pod
     nodes: int
     gpus_per_node: int
     max_restarts: int
@@ -111,13 +117,9 @@ def kubernetes_job(config: Config, cluster: Cluster, plan: Plan, run_dir: Path, 
         kind=own.kind,
         api_group=group,
         plural=plural,
-        labels={**_labels(plan), **selector},
+        labels={**_labels(), **selector},
         selector=selector,
         queue_labels=_queue_labels(own),
-        image=str(own.image),
-        image_pull_policy=own.image_pull_policy,
-        image_pull_secrets=own.image_pull_secrets,
-        python=own.python,
         run_dir=literal(str(run_dir)),
         files=FILES,
         mount_path=mount_path,
@@ -125,23 +127,33 @@ def kubernetes_job(config: Config, cluster: Cluster, plan: Plan, run_dir: Path, 
         claim=claim,
         service_account=own.service_account or name,
         own_service_account=own.service_account is None,
+        pod=_pod(own, plan, _resources(own, cluster, plan, memory_gib), _environment(own, cluster, plan, mount_path)),
+        nodes=plan.nodes,
+        gpus_per_node=plan.gpus_per_node,
+        max_restarts=config.survival.max_failures,
+    )
+
+
+def _pod(own: KubernetesConfig, plan: Plan, resources: dict[str, Any], env: list[dict[str, Any]]) -> Pod:
+    return Pod(
+        image=str(own.image),
+        image_pull_policy=own.image_pull_policy,
+        image_pull_secrets=own.image_pull_secrets,
+        python=literal(own.python),
         priority_class=own.priority_class,
         node_selector=own.node_selector,
         tolerations=_tolerations(own, on_gpus=plan.gpu != CPU),
         prepare_tolerations=_tolerations(own, on_gpus=False),
         topology_key=own.topology_key if plan.nodes > 1 else None,
-        resources=_resources(own, cluster, plan, memory_gib),
+        resources=resources,
         prepare_resources=_both(own.prepare_cpus, own.prepare_memory),
         shm_size=own.shm_size,
         capabilities=("IPC_LOCK",) if own.rdma_resource else (),
         run_as_user=own.run_as_user,
         run_as_group=own.run_as_group,
-        env=tuple(_environment(own, cluster, plan, mount_path)),
+        env=tuple(env),
         node_rank="$(PET_NODE_RANK)" if own.kind == "pytorchjob" else "$(NODE_RANK)",
         grace_seconds=plan.signal_lead_seconds,
-        nodes=plan.nodes,
-        gpus_per_node=plan.gpus_per_node,
-        max_restarts=config.survival.max_failures,
     )
 
 
@@ -170,15 +182,14 @@ def kubernetes_notes(config: Config, cluster: Cluster) -> list[str]:
     return notes
 
 
-def _labels(plan: Plan) -> dict[str, str]:
+def _labels() -> dict[str, str]:
     """Return the recommended labels.
 
     https://kubernetes.io/docs/concepts/overview/working-with-objects/common-labels/
     """
-    version = re.sub(r"[^A-Za-z0-9._-]", "-", __version__)
     labels = {
         "app.kubernetes.io/name": "fullft-cluster",
-        "app.kubernetes.io/version": version,
+        "app.kubernetes.io/version": __version__.replace("+", "-"),
         "app.kubernetes.io/part-of": "fullft-cluster",
         "app.kubernetes.io/managed-by": "fullft-cluster",
     }
@@ -268,8 +279,8 @@ def _environment(own: KubernetesConfig, cluster: Cluster, plan: Plan, mount_path
 def _nccl(own: KubernetesConfig, plan: Plan) -> dict[str, str]:
     """Return NCCL's environment, pinned to one network, so that a fall-back to another fails instead of being slow.
 
-    https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-net; for EFA the name of the plugin's network
-    depends on its version, so only libfabric's provider is pinned (https://github.com/aws/aws-ofi-nccl).
+    https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html#nccl-net; for EFA the name of the plugin's
+    network depends on its version, so only libfabric's provider is pinned (https://github.com/aws/aws-ofi-nccl).
     """
     if plan.gpu == CPU:
         return {}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from fullft_cluster import __version__
 from fullft_cluster.deepspeed_json import deepspeed_json
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.job import Job, summary
-from fullft_cluster.kubernetes_job import PORT, KubernetesJob, literal
+from fullft_cluster.kubernetes_job import PORT, KubernetesJob
 from fullft_cluster.plan import Frozen
 from fullft_cluster.quoting import directive, log_pattern, shquote, yaml_value
 from fullft_cluster.resources import share
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import jinja2
 
 SCRIPTS = {"slurm": "job.sbatch", "local": "job.sh", "kubernetes": "job.yaml"}
-"""Name of the script in the run directory, by backend; the template of a shell's is NAME.j2, of a manifest KIND.yaml.j2."""
+"""Name of the script in the run directory, by backend. Its template is NAME.j2, of a manifest KIND.yaml.j2."""
 
 _CONFIG_MAP_BYTES = 2**20
 """The API server takes no larger ConfigMap (https://kubernetes.io/docs/concepts/configuration/configmap/)."""
@@ -38,6 +39,7 @@ class Rendered(Frozen, frozen=True):
         return "---\n".join(self.files[name] for name in self.parts or (self.script_name,))
 
 
+@cache
 def environment(kind: str = "templates") -> jinja2.Environment:
     """Return the Jinja environment: an undefined name is an error, and every value has a filter that quotes it.
 
@@ -57,7 +59,6 @@ def environment(kind: str = "templates") -> jinja2.Environment:
     env.filters["directive"] = directive
     env.filters["log_pattern"] = log_pattern
     env.filters["yaml"] = yaml_value
-    env.filters["literal"] = literal
     env.filters["component"] = _with_component
     return env
 

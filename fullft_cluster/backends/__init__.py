@@ -53,7 +53,9 @@ def backend_of(name: str) -> Backend:
         return SlurmBackend()
     if name == "kubernetes":
         what = "manifests are rendered, but not submitted or looked after yet"
-        fix = "Write `fullft-cluster render --backend kubernetes ... -o DIR`, and apply DIR with `kubectl apply -k DIR`."
+        fix = (
+            "Write `fullft-cluster render --backend kubernetes ... -o DIR`, and apply DIR with `kubectl apply -k DIR`."
+        )
         raise UsageError(Problem("--backend kubernetes", what, fix))
     raise UsageError(f"unknown backend {name!r}: local or slurm")
 

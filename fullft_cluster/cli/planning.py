@@ -45,7 +45,7 @@ def _ready(options: dict[str, Any], *, dry: bool) -> Ready:
 @submit_options
 @click.option("-o", "output", type=click.Path(path_type=Path), metavar="DIR", help="Write every file of the job there.")
 def render(output: Path | None, **options: Any) -> None:
-    """Print the exact script or manifests of a job, or write all its files (config, plan, DeepSpeed JSON too) to DIR."""
+    """Print the exact script or manifests of a job, or write all its files (config, plan, ... too) to DIR."""
     ready = _ready(options, dry=True)
     if output is None:
         click.echo(ready.rendered.script, nl=False)

@@ -1,9 +1,10 @@
 """What a pod runs: `make` makes the run directory on the volume, `node` runs one node's workers in one attempt.
 
 On SLURM one supervisor starts every node and numbers the attempts. Pods start by themselves, so they agree by files on
-the volume they share: each writes a ticket that is new in each life of a pod, and node 0 opens the next attempt with the
-tickets of all nodes once none of them is of an attempt before. A pod belongs to the attempt that names its ticket; what a
-past attempt left is never taken for the present one. Nothing here restarts anything: that is the kind of job's part.
+the volume that they share: each writes a ticket that is new in each life of a pod, and node 0 opens the next attempt
+with the tickets of all nodes, once none of them is of an attempt before. A pod belongs to the attempt that names its
+ticket; what a past attempt left is never taken for the present one. Nothing here restarts anything: that is the part of
+the kind of job.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "kubernetes.rdma_resource": "vpc.amazonaws.com/efa",
         "kubernetes.rdma_count": 4,
         "kubernetes.hf_token_secret": "hub",
-        "kubernetes.env": {"WANDB_PROJECT": "it's 100 % \"ours\": $(HF_TOKEN) & {{ more }}"},
+        "kubernetes.env": {"WANDB_PROJECT": 'it\'s 100 % "ours": $(HF_TOKEN) & {{ more }}'},
     },
     "four-nodes": {
         "model": "65b",
@@ -65,11 +65,18 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 }
 
 
+PLANS: dict[str, Plan] = {}
+"""By what they are made of: the section `kubernetes` decides nothing of them."""
+
+
 def rendered(
     flags: dict[str, Any], kind: str = "pytorchjob", run_dir: Path = RUN_DIR, **cluster: Any
 ) -> tuple[Rendered, Plan]:
     given = {**flags, "backend": "kubernetes", "kubernetes.kind": kind}
     resolved = resolve(given, [], None)
     resolved = Resolved(resolved.config, replace(resolved.cluster, **cluster), resolved.origins)
-    plan = make_plan(resolved.config, load_model(flags["model"]), resolved.cluster, Data(rows=5000))
+    key = repr({name: value for name, value in flags.items() if not name.startswith("kubernetes.")})
+    if key not in PLANS:
+        PLANS[key] = make_plan(resolved.config, load_model(flags["model"]), resolved.cluster, Data(rows=5000))
+    plan = PLANS[key]
     return render(make_job(resolved, plan, run_dir, "/not/used")), plan

@@ -21,13 +21,16 @@ def documents(text: str) -> list[dict[str, Any]]:
     return list(yaml.load_all(text, Loader=_Unique))
 
 
-class _Unique(yaml.SafeLoader):
+_BASE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+class _Unique(_BASE):  # type: ignore[misc]
     """As the API server under strict field validation: no key twice."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         assert len(keys) == len(set(keys)), f"a key stands twice: {keys}"
-        return super().construct_mapping(node, deep)
+        return dict(super().construct_mapping(node, deep))
 
 
 def check(document: dict[str, Any]) -> None:

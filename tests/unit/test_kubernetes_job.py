@@ -119,7 +119,12 @@ def test_object_name_of_nothing() -> None:
 
 
 def test_tolerations() -> None:
-    assert toleration("a.b/c=d:NoSchedule") == {"key": "a.b/c", "operator": "Equal", "value": "d", "effect": "NoSchedule"}
+    assert toleration("a.b/c=d:NoSchedule") == {
+        "key": "a.b/c",
+        "operator": "Equal",
+        "value": "d",
+        "effect": "NoSchedule",
+    }
     assert toleration("spot:NoExecute") == {"key": "spot", "operator": "Exists", "effect": "NoExecute"}
 
 
