@@ -17,11 +17,12 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kubernetes_scenarios import IMAGE, KINDS, RUN_DIR, SCENARIOS, rendered
+from kubernetes_scenarios import IMAGE, KINDS, SCENARIOS, rendered
 from manifest_schemas import check, documents
 
 from fullft_cluster.errors import UsageError
 from fullft_cluster.kubernetes_job import literal
+from fullft_cluster.kubernetes_names import check_object_name
 from fullft_cluster.quoting import yaml_value
 from fullft_cluster.render import environment
 
@@ -292,11 +293,11 @@ def test_hostile_values_change_no_structure(value: str, directory: str, kind: st
 @settings(max_examples=30, deadline=None)
 @given(name=line)
 def test_hostile_names_are_refused_with_a_name_that_would_do(name: str) -> None:
-    if re.fullmatch(r"[a-z](?:[-a-z0-9]*[a-z0-9])?", name):
-        return
-    flags = SCENARIOS["processes"]
-    with pytest.raises(UsageError):
-        rendered(flags, run_dir=RUN_DIR.with_name(name.replace("/", "_").strip(".") or "x_y"))
+    if not re.fullmatch(r"[a-z](?:[-a-z0-9]*[a-z0-9])?", name):
+        with pytest.raises(UsageError) as caught:
+            check_object_name(name, "pytorchjob", 4)
+        suggestion = caught.value.problems[0].fix.rpartition("--name ")[2].rstrip(".")
+        assert check_object_name(suggestion, "pytorchjob", 4) == suggestion
     for key in ("claim", "namespace", "queue", "hf_token_secret", "priority_class", "image", "rdma_resource"):
         with pytest.raises(UsageError, match=f"kubernetes.{key}"):
-            rendered({**flags, f"kubernetes.{key}": f"{name} {IMAGE}"})
+            rendered({**SCENARIOS["processes"], f"kubernetes.{key}": f"{name} {IMAGE}"})
