@@ -138,8 +138,8 @@ def _secret(job: Workload) -> Iterator[Hit]:
                 yield Hit(part.line, f"{found} is written out in the command")
     if job.kind == "ConfigMap":
         data = job.tree.get("data")
-        for name, value, line in data.items() if data else ():
-            if is_secret(name, value.text):
+        for name, entry, line in data.items() if data else ():
+            if is_secret(name, entry.text):
                 yield Hit(line, f"the value of {quoted(name)} is written out in a ConfigMap")
 
 

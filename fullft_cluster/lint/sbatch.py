@@ -23,7 +23,6 @@ _SHORT = {
 }  # fmt: skip
 _COUNT = re.compile(r"^[0-9]+$")
 _LAUNCHER = re.compile(r"\btorchrun\b|\bdeepspeed\b|\baccelerate\s+launch\b|\btorch\.distributed\.(?:run|launch)\b")
-_PYTHON = re.compile(r"(?:^|[\s/\"'])python[0-9.]*\s")
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ class SbatchScript:
         return found[-1] if found else None
 
     def count(self, name: str) -> int | None:
-        """Return a count (``--nodes=4``; ``2-4`` is 4 at most, ``a100:8`` is 8), or None where it is not plainly one."""
+        """Return a count (``--nodes=4``; ``2-4`` is 4 at most, ``a100:8`` is 8), or None where it is not one."""
         directive = self.option(name)
         if directive is None:
             return None
@@ -128,13 +127,16 @@ class SbatchScript:
                 found.append((command.line, words[1], signals))
         return found
 
-    def launchers(self) -> list[Command]:
-        """Return the commands that run for long: srun, mpirun, a launcher of processes, Python."""
-        return [command for command in self.commands if runs_long(command)]
+    def starts_launcher(self, command: Command) -> bool:
+        """Whether a command starts torchrun, deepspeed or accelerate: itself, by srun, or by a variable."""
+        names = re.findall(r"\$\{?([A-Za-z_][A-Za-z0-9_]{0,60})", command.text)[:50]
+        values = [value for name in names for value, _ in self.variables.get(name, [])[-1:]]
+        return any(_LAUNCHER.search(text) for text in (command.text, *values))
 
 
 _NUMBERS = {"0": "EXIT", "1": "HUP", "2": "INT", "10": "USR1", "12": "USR2", "15": "TERM", "18": "CONT"}
 _LONG = frozenset(("srun", "mpirun", "mpiexec", "torchrun", "deepspeed", "accelerate"))
+_WORKER = re.compile(r"^(?:python[0-9.]*|bash|sh|torchrun|deepspeed|accelerate)$|\.(?:py|sh)$")
 BRIEF = frozenset(
     [
         "hostname",
@@ -161,15 +163,12 @@ BRIEF = frozenset(
 """Programs that a script asks something of, rather than trains with."""
 
 
-def starts_launcher(command: Command) -> bool:
-    """Return whether a command starts torchrun, deepspeed or accelerate, itself or by srun."""
-    return bool(_LAUNCHER.search(command.text))
-
-
 def runs_long(command: Command) -> bool:
     """Return whether a command is the work of the job rather than a question or a preparation."""
     if command.name in _LONG:
-        return not any(word.text.rsplit("/", 1)[-1] in BRIEF for word in command.program[1:])
+        names = [word.text.rsplit("/", 1)[-1].split(" ")[0] for word in command.program[1:]]
+        first = next((name for name in names if name in BRIEF or _WORKER.search(name)), "")
+        return first not in BRIEF
     return bool(re.match(r"python[0-9.]*$", command.name)) and not any(
         word.text == "-c" for word in command.program[1:2]
     )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from fullft_cluster.lint.nouns import Hit, Rule, quoted
-from fullft_cluster.lint.sbatch import SbatchScript, runs_long, starts_launcher
+from fullft_cluster.lint.sbatch import SbatchScript, runs_long
 from fullft_cluster.lint.secret_words import secret_in_line
 from fullft_cluster.lint.shell import Command
 
@@ -37,7 +37,7 @@ def _signal_lost(script: SbatchScript) -> Iterator[Hit]:
         if signal in signals:
             yield Hit(line, f"the trap for {quoted(signal)} never runs: without B: only the steps get the signal")
             return
-    launcher = next((c for c in script.commands if c.name == "srun" and starts_launcher(c)), None)
+    launcher = next((c for c in script.commands if c.name == "srun" and script.starts_launcher(c)), None)
     if launcher and signal in ("USR1", "USR2"):
         yield Hit(launcher.line, f"the launcher gets {signal} and does not hand it to the workers")
 
@@ -54,9 +54,7 @@ def _waits_in_front(script: SbatchScript) -> Iterator[Hit]:
 
 def _waits_once(script: SbatchScript) -> Iterator[Hit]:
     waits = [command for command in script.commands if command.name == "wait"]
-    inside = [
-        command for command in script.commands if re.search(r"\bwait\b|scontrol\s+requeue|\bexit\b", command.text)
-    ]
+    inside = [command for command in script.commands if re.search(r"\bwait\b|scontrol\s+requeue", command.text)]
     background = any(command.after == "&" and runs_long(command) for command in script.commands)
     if script.traps and background and len(waits) == 1 and len(inside) == 1 and not waits[0].in_loop:
         yield Hit(waits[0].line, "a single `wait` in a script with a trap")
@@ -99,7 +97,7 @@ def _keeps_all(value: str) -> bool:
 
 def _launcher_per_gpu(script: SbatchScript) -> Iterator[Hit]:
     for command in script.commands:
-        if script.heterogeneous or command.name != "srun" or not starts_launcher(command):
+        if script.heterogeneous or command.name != "srun" or not script.starts_launcher(command):
             continue
         given = command.option("--ntasks-per-node")
         total = command.option("-n", "--ntasks")

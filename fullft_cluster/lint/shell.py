@@ -86,7 +86,7 @@ class Command:
         return bool(self.words) and self.words[0].text == "exec" and len(self.words) > 1
 
     def option(self, *names: str) -> str | None:
-        """Return an option's value (``--name=x``, ``--name x``, ``-nx``, ``-n x``), '' if it has none; None if absent."""
+        """Return an option's value (``--name=x``, ``--name x``, ``-nx``, ``-n x``): '' for none, None if absent."""
         words = [word.text for word in self.program]
         for index, word in enumerate(words[1:], start=1):
             following = words[index + 1] if index + 1 < len(words) else ""
@@ -121,7 +121,9 @@ class _Lexer:
                 self._end(operator)
             elif self.text.startswith("\\\n", self.at):
                 self.at, self.line = self.at + 2, self.line + 1
-            elif char in " \t\r()":
+            elif char in "()":
+                self._parenthesis()
+            elif char in " \t\r":
                 self.at += 1
             elif char == "#":
                 end = self.text.find("\n", self.at)
@@ -153,11 +155,23 @@ class _Lexer:
                 self._skip_heredoc(word, indented)
             self.heredocs.clear()
 
+    def _parenthesis(self) -> None:
+        """Pass one: ``f()`` names a function, ``(`` opens and ``)`` closes a group of commands."""
+        if self.text.startswith("()", self.at) and len(self.command.words) == 1:
+            self.command.words.clear()
+        elif self.text[self.at] == ")":
+            self._end(")")
+            return
+        self.at += 1
+
     def _add(self, word: Word, end_line: int) -> None:
         """Put a word at the end of the command; a keyword in front of it only counts loops."""
         if not self.command.words and word.raw in _KEYWORDS:
             self.loops += word.raw in ("while", "until")
             self.loops = max(0, self.loops - (word.raw == "done"))
+            return
+        if word.raw == "{" and self.command.words and self.command.words[0].raw == "function":
+            self.command.words.clear()
             return
         if not self.command.words:
             self.command.in_loop = self.loops > 0
@@ -188,7 +202,8 @@ class _Lexer:
         start, stack = self.at, [""]
         while self.at < len(self.text):
             char, top = self.text[self.at], stack[-1]
-            if not top and (char in " \t\r\n;|()" or (char == "&" and not self._redirection())):
+            array = char == "(" and self.text[self.at - 1] == "=" and self.at > start
+            if not top and not array and (char in " \t\r\n;|()" or (char == "&" and not self._redirection())):
                 break
             if char == "\\" and top != "'":
                 self.line += self.text.startswith("\n", self.at + 1)
@@ -215,8 +230,10 @@ def _nest(stack: list[str], char: str, following: str) -> None:
         stack.pop()
     elif char in '"`' or (char == "'" and top != '"'):
         stack.append(char)
-    elif top == "(" and char in "()":
-        stack.pop() if char == ")" else stack.append("(")
+    elif char == "(" and top in ("", "("):  # outside of everything it opens an array: x=(a b)
+        stack.append("(")
+    elif char == ")" and top == "(":
+        stack.pop()
 
 
 def read_commands(text: str, first_line: int = 1) -> list[Command]:
