@@ -27,7 +27,7 @@ def _restart_policy(job: Workload, pods: Pods) -> tuple[str, int]:
 def _master_decides(job: Workload) -> Iterator[Hit]:
     workers = [pods for pods in job.pods if pods.role == "Worker" and pods.count]
     if job.is_pytorchjob and workers and any(pods.role == "Master" for pods in job.pods):
-        yield Hit(job.kind_line, f"a PyTorchJob with {workers[0].count} workers succeeds when its master does")
+        yield Hit(job.kind_line, f"a PyTorchJob with workers ({workers[0].count}) succeeds when its master does")
 
 
 def _exit_code(job: Workload) -> Iterator[Hit]:
@@ -173,7 +173,7 @@ RULES: tuple[Rule[Workload], ...] = (
     Rule(
         "k8s-ttl-restarts",
         "When the failed JobSet is cleaned up by its TTL, the TrainJob makes a new one whose restart count begins at "
-        "0: it never ends (trainer before the fix of July 2026).",
+        "0: it never ends (until kubeflow/trainer#3891).",
         "Leave ttlSecondsAfterFinished out and delete the TrainJob.",
         f"{_TRAINER}/3779",
         _ttl_restarts,

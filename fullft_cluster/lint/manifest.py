@@ -17,6 +17,9 @@ MAX_DEPTH = 64
 MAX_ALIASES = 100
 """More aliases than any manifest has; few enough that loops over aliases of aliases stay short ("billion laughs")."""
 
+MAX_VALUES = 200_000
+"""Keys and values of a file; each takes about a kilobyte. A bundle of an operator's CRDs has some ten thousand."""
+
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -139,14 +142,17 @@ def _unpacked(tree: Tree) -> list[Tree]:
 
 
 def _refuse_traps(text: str, path: str) -> None:
-    """Raise UsageError for deep nesting and too many aliases, from the events, before a tree is built."""
-    depth = aliases = 0
+    """Raise UsageError for deep nesting, too many aliases or values, from the events, before a tree is built."""
+    depth = aliases = values = 0
     for event in yaml.parse(text, Loader=_Loader):
         aliases += isinstance(event, yaml.AliasEvent)
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        values += isinstance(event, yaml.ScalarEvent)
         place = f"{path}:{event.start_mark.line + 1}" if event.start_mark else path
         if depth > MAX_DEPTH:
             raise UsageError(Problem(place, "is nested too deeply", "No manifest is."))
+        if values > MAX_VALUES:
+            raise UsageError(Problem(place, f"has more than {MAX_VALUES:,} values", "Give a manifest, not data."))
         if aliases > MAX_ALIASES:
             raise UsageError(Problem(place, f"has more than {MAX_ALIASES} aliases", "Write the values out."))
 

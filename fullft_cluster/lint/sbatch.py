@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections import deque
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from fullft_cluster.lint.sbatch_names import SHORT, long_name
 from fullft_cluster.lint.shell import Command, read_commands
 
 MAGIC = "#SBATCH"
-_SHORT = {
-    # https://slurm.schedmd.com/sbatch.html#SECTION_OPTIONS
-    "N": "nodes", "n": "ntasks", "c": "cpus-per-task", "t": "time", "p": "partition", "A": "account", "J": "job-name",
-    "o": "output", "e": "error", "G": "gpus", "q": "qos", "C": "constraint", "a": "array", "d": "dependency",
-    "x": "exclude", "w": "nodelist", "D": "chdir", "i": "input", "M": "clusters", "m": "distribution", "b": "begin",
-    "L": "licenses", "F": "nodefile", "B": "extra-node-info", "S": "core-spec",
-}  # fmt: skip
+MAX_LINE = 1 << 16
+"""Characters of a line of options that are read."""
 _COUNT = re.compile(r"^[0-9]+$")
 _LAUNCHER = re.compile(r"\btorchrun\b|\bdeepspeed\b|\baccelerate\s+launch\b|\btorch\.distributed\.(?:run|launch)\b")
 
@@ -181,7 +178,7 @@ def read_sbatch(text: str, path: str) -> SbatchScript:
     body = False
     for number, line in enumerate(script.lines, start=1):
         if line.startswith(MAGIC) and not body:
-            rest = line[len(MAGIC) :]
+            rest = line[len(MAGIC) : MAX_LINE]
             if rest[:1] in ("", " ", "\t", "\r"):
                 script.heterogeneous |= rest.split()[:1] in (["hetjob"], ["packjob"])
                 script.directives.extend(_options(rest, number))
@@ -212,17 +209,17 @@ def _heredoc_lines(script: SbatchScript) -> set[int]:
 def _options(rest: str, line: int) -> list[Directive]:
     """Return the options of one line: ``--a=b``, ``--a b``, ``-n4``, ``-n 4``, flags, several of them."""
     try:
-        words = shlex.split(rest, comments=True)
+        words = deque(shlex.split(rest, comments=True) if re.search(r"['\"\\#]", rest) else rest.split())
     except ValueError:  # an unclosed quote
-        words = rest.split()
+        words = deque(rest.split())
     found: list[Directive] = []
     while words:
-        word = words.pop(0)
+        word = words.popleft()
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
             takes = not equals and words and not words[0].startswith("-")
-            found.append(Directive(line, name, words.pop(0) if takes else value))
-        elif word.startswith("-") and word[1:2] in _SHORT:
-            value = word[2:] or (words.pop(0) if words and not words[0].startswith("-") else "")
-            found.append(Directive(line, _SHORT[word[1]], value))
+            found.append(Directive(line, long_name(name), words.popleft() if takes else value))
+        elif word.startswith("-") and word[1:2] in SHORT:
+            value = word[2:] or (words.popleft() if words and not words[0].startswith("-") else "")
+            found.append(Directive(line, SHORT[word[1]], value))
     return found

@@ -172,7 +172,6 @@ def _secret(script: SbatchScript) -> Iterator[Hit]:
             yield Hit(number, f"{quoted(found)} is written out")
 
 
-_SIGNALS = "https://github.com/stas00/ml-engineering/tree/master/training/fault-tolerance"
 RULES: tuple[Rule[SbatchScript], ...] = (
     Rule(
         "sbatch-signal-lost",

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
-from lint_cases import JOB, SCRIPT
+from lint_cases import SCRIPT
+from lint_cases_kubernetes import JOB
 
 from fullft_cluster.cli.main import COMMANDS, cli
 from fullft_cluster.errors import UsageError

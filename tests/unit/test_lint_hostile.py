@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lint_cases import FAKE, JOB, PYTORCH, RUNTIME, SCRIPT
+from lint_cases import FAKE, SCRIPT
+from lint_cases_kubernetes import JOB, PYTORCH, RUNTIME
 
 from fullft_cluster.errors import UsageError
 from fullft_cluster.lint import Finding, chosen, lint
@@ -40,6 +41,7 @@ def judged(data: bytes | str) -> list[Finding] | str:
         (b"apiVersion: v1\nkind: Pod\nspec: " + b"[" * 100_000, "nested too deeply"),
         (b"a: &a 1\nb: [" + b"*a," * 200 + b"]", "more than 100 aliases"),
         (b"- " * 100_000, "nested too deeply"),
+        (b"apiVersion: v1\nkind: Pod\nspec:\n" + b"- a\n" * 250_000, "more than 200,000 values"),
     ],
 )
 def test_what_cannot_be_judged_says_why(data: bytes, words: str) -> None:
@@ -86,6 +88,14 @@ def test_aliases_of_aliases_stay_short() -> None:
 )
 def test_a_hostile_body_ends(text: str) -> None:
     assert isinstance(judged(f"#!/bin/bash\n#SBATCH -N2 -n 4 --gpus-per-node=2\n{text}"), list)
+
+
+def test_hostile_options_end() -> None:
+    many = "#!/bin/bash\n" + "#SBATCH --time=1 -N 2\n" * 100_000
+    wide = "#!/bin/bash\n#SBATCH " + "-N 2 " * 500_000
+    quoted = "#!/bin/bash\n#SBATCH --comment='" + "a" * 2_000_000
+    for text in (many, wide, quoted):
+        assert isinstance(judged(text), list)
 
 
 def test_findings_hold_no_control_characters() -> None:

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from lint_cases import CLEAN, FAKE, KUBERNETES, SBATCH, SCRIPT
+from lint_cases import FAKE, SBATCH, SCRIPT
+from lint_cases_kubernetes import CLEAN, KUBERNETES
 
 from fullft_cluster.errors import UsageError
 from fullft_cluster.lint import Finding, chosen, lint
@@ -35,9 +36,9 @@ def test_a_trap_is_found_in_its_line_and_not_where_there_is_none(rule: str, bad:
     assert [finding for finding in found(good) if finding.rule == rule] == []
 
 
-@pytest.mark.parametrize("name", CLEAN)
-def test_what_is_right_has_no_finding_at_all(name: str) -> None:
-    assert found(CLEAN[name]) == []
+@pytest.mark.parametrize("text", [SCRIPT, *CLEAN.values()], ids=["script", *CLEAN])
+def test_what_is_right_has_no_finding_at_all(text: str) -> None:
+    assert found(text) == []
 
 
 def test_every_rule_has_a_case_a_reason_a_fix_and_a_source() -> None:
@@ -100,3 +101,14 @@ def test_later_options_win_and_several_stand_on_a_line() -> None:
 def test_heterogeneous_components_are_not_multiplied() -> None:
     text = SCRIPT.replace("-c 96", "--gpus-per-task=4\n#SBATCH hetjob\n#SBATCH --nodes=1")
     assert "sbatch-tasks-gpus" not in {finding.rule for finding in found(text)}
+
+
+def test_options_may_be_abbreviated() -> None:
+    text = SCRIPT.replace("--open-mode=append", "--open=append").replace(
+        "--time=24", "--tim=24"
+    )  # --time-min has it too
+    assert {finding.rule for finding in found(text)} == {"sbatch-no-time"}
+    text = SCRIPT.replace("--signal=", "--sig=").replace(
+        "#SBATCH --output=%x-%j.out", "#SBATCH --out=%x-%j.out --err=%j.err"
+    )
+    assert found(text) == []
