@@ -261,7 +261,7 @@ RULES: tuple[Rule[Workload], ...] = (
         "k8s-host-port",
         "With hostNetwork the port is the node's: a second pod on that node cannot bind it, or two jobs meet on it.",
         "Leave hostNetwork out, or have the job choose the port.",
-        f"{_DOCS}/concepts/configuration/overview/",
+        f"{_DOCS}/reference/kubernetes-api/workload-resources/pod-v1/",
         _host_port,
     ),
 )

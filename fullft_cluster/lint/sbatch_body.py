@@ -38,7 +38,8 @@ def _signal_lost(script: SbatchScript) -> Iterator[Hit]:
             yield Hit(line, f"the trap for {quoted(signal)} never runs: without B: only the steps get the signal")
             return
     launcher = next((c for c in script.commands if c.name == "srun" and script.starts_launcher(c)), None)
-    if launcher and signal in ("USR1", "USR2"):
+    told = re.search(r"signals[-_]to[-_]handle", script.text, re.IGNORECASE)  # newer torchruns can be asked to
+    if launcher and signal in ("USR1", "USR2") and not told:
         yield Hit(launcher.line, f"the launcher gets {signal} and does not hand it to the workers")
 
 
@@ -175,8 +176,9 @@ def _secret(script: SbatchScript) -> Iterator[Hit]:
 RULES: tuple[Rule[SbatchScript], ...] = (
     Rule(
         "sbatch-signal-lost",
-        "With B: the batch shell alone is signalled, and a shell without a trap dies of it; without B: the steps "
-        "alone are, and torchrun, deepspeed and accelerate do not forward USR1 and USR2 to their workers.",
+        "With B: the batch shell alone is signalled, and a shell without a trap dies of it; without B: the steps alone "
+        "are, and torchrun (without --signals-to-handle), deepspeed and accelerate keep USR1 and USR2 from their "
+        "workers.",
         "Use --signal=B:USR1@SECONDS with `trap HANDLER USR1`, start `srun ... &`, and `wait`.",
         "https://github.com/pytorch/pytorch/issues/154849",
         _signal_lost,
@@ -263,7 +265,7 @@ RULES: tuple[Rule[SbatchScript], ...] = (
         "sbatch-secret",
         "The script is kept by SLURM, shown by `scontrol write batch_script`, and lands in logs and repositories.",
         "Export it in the shell that submits, or read it from a file that only you can read; revoke this one.",
-        "https://github.com/NVIDIA-NeMo/Gym/issues/2354",
+        "https://github.com/NVIDIA-NeMo/Gym/pull/2354",
         _secret,
     ),
 )

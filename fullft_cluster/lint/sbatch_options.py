@@ -162,7 +162,7 @@ RULES: tuple[Rule[SbatchScript], ...] = (
         "sbatch-log-overwritten",
         "The next job truncates the file, and two jobs at once write over each other.",
         "Put %j (or %A_%a in an array) into the name, or add `#SBATCH --open-mode=append`.",
-        f"{_MAN}#SECTION_FILENAME-PATTERN",
+        f"{_MAN}#OPT_output",
         _log_overwritten,
     ),
     Rule(

@@ -94,6 +94,8 @@ SBATCH: list[tuple[str, str, str]] = [
     ("sbatch-signal-lost", script((SIGNAL, "#SBATCH --signal=USR1@482"), (TRAP, TRAP + " # HERE")), SCRIPT),
     ("sbatch-signal-lost", script((SIGNAL, "#SBATCH --signal=12@482"), (TRAP, ""), (SRUN, SRUN + " # HERE")),
      script((SIGNAL, "#SBATCH --signal=USR2@482"), (TRAP, ""), (SRUN, "srun python train.py"))),
+    ("sbatch-signal-lost", script((SIGNAL, "#SBATCH --signal=USR1"), (TRAP, ""), (SRUN, SRUN + " # HERE")),
+     script((SIGNAL, "#SBATCH --signal=USR1"), (TRAP, ""), ("torchrun", "torchrun --signals-to-handle=SIGUSR1"))),
     ("sbatch-signal-lost", script((TRAP, "trap '' USR1"), (SIGNAL, SIGNAL + " # HERE")),
      script((TRAP, "trap '' USR1"), (SRUN, "exec srun python train.py"))),
     ("sbatch-trap-foreground", script((SRUN, SRUN[:-2] + " # HERE")), SCRIPT),
