@@ -17,7 +17,9 @@ _KEYWORDS = frozenset(
 )
 _WRAPPERS = frozenset(["exec", "nohup", "env", "command", "sudo", "stdbuf", "numactl", "builtin"])
 _DECLARATIONS = frozenset(["export", "declare", "local", "readonly", "typeset"])
+_REDIRECTION = re.compile(r"^[0-9]*(?:[<>]|&>)")
 _HEREDOC = re.compile(r"<<(-?)[ \t]*(['\"\\]?)([A-Za-z0-9_.!@+-]+)")
+_GROUP_END = ")"
 _OPERATORS = ("&&", "||", ";;", "|&", ";", "&", "|", "\n")
 
 
@@ -36,7 +38,7 @@ class Word:
 
 @dataclass
 class Command:
-    """A simple command and the operator after it (``&``, ``|``, ``&&``, ``||``, ``;`` or a line's end)."""
+    """A simple command and the operator after it (``&``, ``|``, ``&&``, ``||``, ``;``, a line's or a group's end)."""
 
     words: list[Word] = field(default_factory=list)
     before: str = "\n"
@@ -111,6 +113,7 @@ class _Lexer:
         self.command = Command()
         self.heredocs: list[tuple[str, bool]] = []
         self.loops = 0
+        self.target = False
 
     def run(self) -> list[Command]:
         """Return every command of the text."""
@@ -131,7 +134,8 @@ class _Lexer:
             elif self._heredoc():
                 pass
             else:
-                self._add(Word(self._word(), self.line), self.line)
+                line = self.line
+                self._add(Word(self._word(), line))
         self._end("")
         return self.commands
 
@@ -146,6 +150,8 @@ class _Lexer:
             self.command.after = operator
             self.commands.append(self.command)
             self.command = Command(before=operator)
+        elif operator in ("&", "|", "|&") and self.commands and self.commands[-1].after == _GROUP_END:
+            self.commands[-1].after = operator  # what is done with a group or a loop is done with its last command
         elif operator != "\n":
             self.command.before = operator
         self.at += len(operator)
@@ -160,15 +166,28 @@ class _Lexer:
         if self.text.startswith("()", self.at) and len(self.command.words) == 1:
             self.command.words.clear()
         elif self.text[self.at] == ")":
-            self._end(")")
+            self._end(_GROUP_END)
             return
         self.at += 1
 
-    def _add(self, word: Word, end_line: int) -> None:
+    def _redirects_group(self, word: Word) -> bool:
+        """Whether a word redirects the group of commands that has just ended: ``2>&1``, ``< file``."""
+        after_group = not self.command.words and bool(self.commands) and self.commands[-1].after == _GROUP_END
+        is_target, self.target = self.target and after_group, False
+        if after_group and _REDIRECTION.match(word.raw):
+            self.target = word.raw[-1] in "<>"
+            return True
+        return is_target
+
+    def _add(self, word: Word) -> None:
         """Put a word at the end of the command; a keyword in front of it only counts loops."""
+        if self._redirects_group(word):
+            return
         if not self.command.words and word.raw in _KEYWORDS:
             self.loops += word.raw in ("while", "until")
             self.loops = max(0, self.loops - (word.raw == "done"))
+            if word.raw in ("}", "done", "fi") and self.commands and self.commands[-1].after in (";", "\n"):
+                self.commands[-1].after = _GROUP_END
             return
         if word.raw == "{" and self.command.words and self.command.words[0].raw == "function":
             self.command.words.clear()

@@ -134,6 +134,8 @@ SBATCH: list[tuple[str, str, str]] = [
      script(('export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"', ""), ("srun torch", "srun -c96 torch"))),
     ("sbatch-pipe-hides-exit", script(("set -o pipefail", ""), (SRUN, SRUN[:-2] + " 2>&1 | tee log & # HERE")),
      script((SRUN, SRUN[:-2] + " 2>&1 | tee log &"))),
+    ("sbatch-pipe-hides-exit", script(("set -o pipefail", ""), (SRUN, "(srun -l python train.py) 2>&1 | tee log # HERE")),
+     script(("set -o pipefail", ""), (SRUN, "(srun -l python train.py; echo $?) 2>&1 | tee log"))),
     ("sbatch-secret", script((TRAP, f"export HF_TOKEN={FAKE} # HERE\n{TRAP}")),
      script((TRAP, f"export HF_TOKEN=$(cat ~/.token) PAD_TOKEN='<|endoftext|>'\n{TRAP}"))),
     ("sbatch-secret", script((TRAP, f"wandb login {'0123456789abcdef' * 2}01234567 # HERE\n{TRAP}")),

@@ -114,11 +114,12 @@ def test_findings_hold_no_control_characters() -> None:
         ("cat <<'E'\nsrun x\nE\nb", [("cat", "\n"), ("b", "")]),
         ("cat <<-E <<F\nx\n\tE\ny\nF\nb", [("cat", "\n"), ("b", "")]),
         ('x="$(f "a;b" $(g))" y z', [("y", "")]),
-        ("if ! srun a; then exec b; fi", [("srun", ";"), ("b", ";")]),
-        ("f() { g; }\nfunction h { i; }", [("g", ";"), ("i", ";")]),
-        ("(cd x; srun y) &", [("cd", ";"), ("srun", ")")]),
+        ("if ! srun a; then exec b; fi", [("srun", ";"), ("b", ")")]),
+        ("f() { g; }\nfunction h { i; }", [("g", ")"), ("i", ")")]),
+        ("(cd x; srun y) &", [("cd", ";"), ("srun", "&")]),
+        ("{ a; b; } | c\nfor i in 1; do d & done", [("a", ";"), ("b", "|"), ("c", "\n"), ("for", ";"), ("d", "&")]),
         ("x=(srun\n  python) y", [("y", "")]),
-        ("while read x; do a; done < f", [("read", ";"), ("a", ";"), ("<", "")]),
+        ("while read x; do a; done < f", [("read", ";"), ("a", ")")]),
         ("a <<< 'x y' b#c", [("a", "")]),
     ],
 )
@@ -130,6 +131,7 @@ def test_the_shell_reader_finds_commands(text: str, expected: list[tuple[str, st
 def test_lines_are_counted_through_quotes_and_here_documents() -> None:
     text = "a 'x\ny' \\\n b\ncat <<E\n1\n2\nE\nlast\n"
     assert [(command.name, command.line) for command in read_commands(text)] == [("a", 1), ("cat", 4), ("last", 8)]
+    assert read_commands("\nX='1\n2' Y=3\n")[0].assignments == [("X", "'1\n2'", 2), ("Y", "3", 3)]
 
 
 _QUIET = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
