@@ -38,7 +38,7 @@ def _exit_code(job: Workload) -> Iterator[Hit]:
 
 
 def _restarts_alone(job: Workload) -> Iterator[Hit]:
-    if job.total < 2:
+    if job.total < 2 or job.tree.get("spec", "elasticPolicy"):  # there torchrun makes a new world of who is left
         return
     for pods in job.pods:
         policy, line = _restart_policy(job, pods)
@@ -50,7 +50,7 @@ def _restarts_alone(job: Workload) -> Iterator[Hit]:
 def _backoff_sum(job: Workload) -> Iterator[Hit]:
     limit = job.tree.get("spec", "runPolicy", "backoffLimit")
     count = limit.number if limit else None
-    if not (limit and count and job.has_replica_specs and job.total > 1):
+    if not (limit and count and job.has_replica_specs and job.total > 1) or job.tree.get("spec", "elasticPolicy"):
         return
     if count % job.total and any(_restart_policy(job, pods)[0] in ("OnFailure", "Always") for pods in job.pods):
         restarts = count // job.total
@@ -63,7 +63,7 @@ def _child_backoff(job: Workload) -> Iterator[Hit]:
     several = job.total > 1 or job.kind != "JobSet"  # a TrainJob may ask its runtime for more nodes
     for pods in job.pods:
         limit = pods.owner.get("backoffLimit")
-        if several and (pods.gpus or job.kind == "JobSet") and (limit is None or limit.number != 0):
+        if several and (pods.gpus or pods.trainer or job.kind == "JobSet") and (limit is None or limit.number != 0):
             line = pods.owner.key_line("backoffLimit") if limit else pods.owner.line
             yield Hit(
                 line, f"backoffLimit of {quoted(pods.role)} is {limit.text if limit else '6 (the default)'}"[:120]

@@ -10,6 +10,7 @@ from functools import cached_property
 from fullft_cluster.lint.manifest import Tree
 
 GPU_RESOURCE = re.compile(r"^(?:nvidia\.com/(?:gpu|mig-.+)|amd\.com/gpu|habana\.ai/gaudi)$")
+_STEP = "trainer.kubeflow.org/trainjob-ancestor-step"
 _BATCH = frozenset(("Job", "CronJob", "JobSet", "TrainingRuntime", "ClusterTrainingRuntime", "TrainJob"))
 
 
@@ -64,6 +65,8 @@ class Pods:
     """What holds ``metadata`` and ``spec``."""
     owner: Tree
     """What holds the template: the replica spec, or the Job's spec."""
+    trainer: bool = False
+    """Whether a TrainingRuntime says that its TrainJob trains here, with GPUs that the TrainJob asks for."""
 
     @cached_property
     def spec(self) -> Tree:
@@ -132,7 +135,7 @@ class Workload:
 
     def training_pods(self) -> list[Pods]:
         """Return the pods that train: with GPUs, in something that runs to an end."""
-        return [pods for pods in self.pods if pods.gpus] if self.is_batch else []
+        return [pods for pods in self.pods if pods.gpus or pods.trainer] if self.is_batch else []
 
     def label(self, *names: str) -> str:
         """Return the first of these labels, or annotations, that the object has."""
@@ -163,7 +166,8 @@ def _pods(tree: Tree, kind: str) -> Iterator[Pods]:
         yield Pods("pod", 1, tree, tree)
     elif kind in ("JobSet", "TrainingRuntime", "ClusterTrainingRuntime"):
         for job in (spec if kind == "JobSet" else spec.get("template", "spec") or spec).list("replicatedJobs"):
-            yield from _job(job.get("template", "spec"), job.value("name"), _count(job, "replicas"))
+            trainer = job.value("template", "metadata", "labels", _STEP) == "trainer"
+            yield from _job(job.get("template", "spec"), job.value("name"), _count(job, "replicas"), trainer)
     elif kind == "CronJob":
         yield from _job(spec.get("jobTemplate", "spec"), "job", 1)
     elif kind == "Job" and spec.get("tasks"):  # Volcano's
@@ -175,7 +179,7 @@ def _pods(tree: Tree, kind: str) -> Iterator[Pods]:
         yield Pods(kind, _count(spec, "replicas"), spec.get("template") or spec, spec)
 
 
-def _job(spec: Tree | None, role: str, jobs: int) -> Iterator[Pods]:
+def _job(spec: Tree | None, role: str, jobs: int, trainer: bool = False) -> Iterator[Pods]:
     template = spec.get("template") if spec else None
     if spec and template:
-        yield Pods(role, jobs * _count(spec, "parallelism"), template, spec)
+        yield Pods(role, jobs * _count(spec, "parallelism"), template, spec, trainer)
