@@ -166,7 +166,7 @@ def literal(text: str) -> str:
     return text.replace("$", "$$")
 
 
-def kubernetes_notes(config: Config, cluster: Cluster) -> list[str]:
+def kubernetes_notes(config: Config, cluster: Cluster, nodes: int) -> list[str]:
     """Return what the user should know: what the pods may not see of what is named here."""
     own, notes = config.kubernetes, []
     mount = PurePosixPath(own.mount_path or config.output.runs_dir)
@@ -177,6 +177,8 @@ def kubernetes_notes(config: Config, cluster: Cluster) -> list[str]:
             notes.append(f"{key} {path} is not below {mount}, which is what the pods mount: the image has to have it")
     if not (own.claim or own.host_path or own.nfs):
         notes.append("the run gets a claim of its own, which is empty: copy the data into it, or name kubernetes.claim")
+    if nodes > 1 and own.queue is None:
+        notes.append(f"nothing starts the {nodes} pods together: where jobs compete for nodes, name kubernetes.queue")
     if cluster.setup:
         notes.append(f"the setup lines of cluster profile {cluster.name} are for hosts: they do not run in containers")
     return notes

@@ -145,7 +145,7 @@ def to_job(
     )
     job = make_job(final, planned.plan, run_dir, sys.executable, planned.site)
     if job.kubernetes is not None:
-        said += kubernetes_notes(final.config, final.cluster)
+        said += kubernetes_notes(final.config, final.cluster, job.plan.nodes)
     return Ready(job, render(job), run_dir, (*planned.notes, *said))
 
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "submit": ("planning", "submit"),
     "prepare": ("planning", "prepare"),
     "validate": ("planning", "validate"),
+    "lint": ("lint", "lint"),
     "status": ("life", "status"),
     "list": ("life", "list_runs"),
     "logs": ("life", "logs"),

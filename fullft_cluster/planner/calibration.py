@@ -13,6 +13,7 @@ from typing import Annotated
 from msgspec import Meta
 
 from fullft_cluster.errors import Problem, UsageError
+from fullft_cluster.hardware import CPU
 from fullft_cluster.plan import Engine, Frozen, Offload
 from fullft_cluster.planner import speed
 from fullft_cluster.planner.setup import Setup
@@ -76,6 +77,8 @@ def basis(setup: Setup, measured: Sequence[Measured]) -> str:
             f"{found.steps} steps of run {found.run}, measured on this cluster ({found.model} on {found.nodes} "
             f"node{'s' if found.nodes > 1 else ''}, {found.date}), which took {found.slowdown:.2f} x what was forecast"
         )
+    if setup.gpu == CPU:
+        return "a default for CPUs (configs/gpus.yaml); `calibrate RUN` replaces it after the first steps"
     return "a prior from published runs on A100s (docs/backtest.md); `calibrate RUN` replaces it after the first steps"
 
 

@@ -179,7 +179,8 @@ def test_what_the_pods_may_not_see_is_told(tmp_path: Path) -> None:
     assert any("claim of its own" in note for note in ready.notes)
     assert not any("SLURM" in note or "--time" in note for note in ready.notes)
     beside = resolve({**flags, "output.runs_dir": str(tmp_path), "kubernetes.claim": "runs"}, [], None)
-    assert kubernetes_notes(beside.config, beside.cluster) == []
+    assert kubernetes_notes(beside.config, beside.cluster, 1) == []
+    assert "kubernetes.queue" in kubernetes_notes(beside.config, beside.cluster, 2)[0]
 
 
 def test_a_name_that_we_make_is_one_in_kubernetes(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from manifest_schemas import check, documents
 from fullft_cluster.errors import UsageError
 from fullft_cluster.kubernetes_job import literal
 from fullft_cluster.kubernetes_names import check_object_name
+from fullft_cluster.lint.check import lint
+from fullft_cluster.lint.rules import chosen
 from fullft_cluster.quoting import yaml_value
 from fullft_cluster.render import environment
 
@@ -75,6 +77,14 @@ def test_every_object_is_valid_to_the_closed_schemas(name: str, kind: str) -> No
         "job": {"Service"},
     }[kind]
     assert {item["kind"] for item in found} - {"PersistentVolumeClaim"} == expected
+
+
+@pytest.mark.parametrize(("name", "kind"), ALL)
+def test_lint_finds_no_trap_but_what_only_a_queue_takes_away(name: str, kind: str) -> None:
+    result, plan = rendered(SCENARIOS[name], kind)
+    found = {finding.rule for finding in lint(result.script.encode(), "job.yaml", chosen((), ()))}
+    alone = plan.nodes == 1 or "kubernetes.queue" in SCENARIOS[name]
+    assert found == (set() if alone else {"k8s-no-gang"})
 
 
 @pytest.mark.parametrize("kind", KINDS)
