@@ -10,7 +10,6 @@ from fullft_cluster.planner import calibration, defaults, speed, storage
 from fullft_cluster.planner.explain import quantities
 from fullft_cluster.planner.memory import SPREAD, Parts, allocated, interval
 from fullft_cluster.planner.options import compare
-from fullft_cluster.planner.search import WITHOUT_END
 from fullft_cluster.planner.task import Choice, Data, Task
 from fullft_cluster.planner.why import why
 from fullft_cluster.units import GB, GIB
@@ -107,7 +106,7 @@ def forecast(task: Task, choice: Choice, data: Data) -> Time:
         low=tokens_per_gpu / step.high, expected=tokens_per_gpu / step.expected, high=tokens_per_gpu / step.low
     )
     flops = speed.flops_per_token(task.model, task.config.train.seq_len, recompute=False)
-    hours = choice.hours(WITHOUT_END) if steps else None
+    hours = choice.hours if steps else None
     gpu_hours = hours.times(choice.layout.gpus) if hours else None
     price = task.price_per_gpu_hour
     return Time(

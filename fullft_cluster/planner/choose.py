@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fullft_cluster.errors import DoesNotFitError
 from fullft_cluster.planner.refuse import high_seconds, refusal, too_slow
-from fullft_cluster.planner.search import WITHOUT_END, deadline_seconds, first_fit, front
+from fullft_cluster.planner.search import deadline_seconds, first_fit, front
 from fullft_cluster.planner.task import Choice, Task
 
 
@@ -22,5 +22,5 @@ def choose(task: Task) -> Choice:
     if task.wanted.objective == "fewest-gpus":
         return min(known, key=lambda choice: (choice.layout.gpus, choice.step.expected))
     if task.wanted.objective == "fastest":
-        return min(known, key=lambda choice: choice.hours(WITHOUT_END).expected)
-    return min(known, key=lambda choice: choice.layout.gpus * choice.hours(WITHOUT_END).expected)
+        return min(known, key=lambda choice: choice.hours.expected)
+    return min(known, key=lambda choice: choice.layout.gpus * choice.hours.expected)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fullft_cluster.plan import Option
-from fullft_cluster.planner.search import WITHOUT_END, fastest, first_fit, front, layouts, least, offloads
+from fullft_cluster.planner.search import fastest, first_fit, front, layouts, least, offloads
 from fullft_cluster.planner.task import Choice, Task
 from fullft_cluster.units import GIB
 
@@ -60,13 +60,13 @@ def pareto(costs: Sequence[tuple[float, ...]]) -> list[bool]:
 
 
 def _costs(choice: Choice) -> tuple[float, ...]:
-    hours = choice.hours(WITHOUT_END).expected
+    hours = choice.hours.expected
     return (choice.layout.gpus, hours, hours * choice.layout.gpus)
 
 
 def _option(choice: Choice, *, front: bool, chosen: bool, note: str = "") -> Option:
     task, variant = choice.task, choice.variant
-    hours = choice.hours(WITHOUT_END).expected
+    hours = choice.hours.expected
     price = task.price_per_gpu_hour
     return Option(
         nodes=choice.layout.nodes,

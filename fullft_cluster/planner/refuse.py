@@ -14,14 +14,14 @@ from fullft_cluster.hardware import CPU
 from fullft_cluster.plan_words import count, noun
 from fullft_cluster.planner.batch import indivisible
 from fullft_cluster.planner.layout import candidates
-from fullft_cluster.planner.search import WITHOUT_END, able, fastest, first_fit, front, least, offloads
+from fullft_cluster.planner.search import able, fastest, first_fit, front, least, offloads
 from fullft_cluster.planner.task import Choice, Task
 from fullft_cluster.units import GB, duration, in_gb
 
 
 def high_seconds(choice: Choice) -> float:
     """Return the seconds that nine of ten runs stay below."""
-    return choice.hours(WITHOUT_END).high * 3600
+    return choice.hours.high * 3600
 
 
 def too_slow(task: Task, smallest: Choice, limit: float) -> Problem:

@@ -21,9 +21,6 @@ USUAL_MOST_GPUS = 32
 LONGEST_DEADLINE_SECONDS = 10 * 365 * 86400
 """Ten years: a deadline beyond is a slip of the keyboard."""
 
-WITHOUT_END = 1e9
-"""Tokens that hours are told for while the length of the run is not known."""
-
 
 def variants(task: Task, offload: Offload) -> list[Variant]:
     """Return the ways to cut the work that the user's words leave, for one kind of offload.

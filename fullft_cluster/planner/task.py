@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -17,12 +18,15 @@ from fullft_cluster.planner import calibration, speed, storage
 from fullft_cluster.planner.batch import Batch
 from fullft_cluster.planner.calibration import Measured
 from fullft_cluster.planner.layout import Layout
-from fullft_cluster.planner.memory import Parts, interval
+from fullft_cluster.planner.memory import SPREAD, Parts, interval
 from fullft_cluster.planner.setup import Setup
 from fullft_cluster.units import GB, GIB, in_gb, in_gib
 
 TOKENS_SPREAD = 0.15
 """Relative half-width of a number of tokens that was estimated from the size of the text."""
+
+WITHOUT_END = 1e9
+"""Tokens that hours are told for while the length of the run is not known."""
 
 BYTES_PER_TOKEN = 4.0
 """Bytes of English text that a token of a 32,000 to 128,000 piece vocabulary stands for, about. Default."""
@@ -81,12 +85,14 @@ class Task:
 
     def with_global_batch(self, sequences: int) -> Task:
         """Return the task with this global batch."""
-        train = msgspec.structs.replace(self.config.train, global_batch_size=sequences)
-        return replace(self, config=msgspec.structs.replace(self.config, train=train))
+        return self._with_train(global_batch_size=sequences)
 
     def with_seq_len(self, tokens: int) -> Task:
         """Return the task with sequences of this length."""
-        train = msgspec.structs.replace(self.config.train, seq_len=tokens)
+        return self._with_train(seq_len=tokens)
+
+    def _with_train(self, **changes: int) -> Task:
+        train = msgspec.structs.replace(self.config.train, **changes)
         return replace(self, config=msgspec.structs.replace(self.config, train=train))
 
     def with_output(self, output: OutputConfig) -> Task:
@@ -102,6 +108,12 @@ class Variant:
     offload: Offload
     zero_stage: ZeroStage
     hpz: bool = False
+
+
+def _worst(phases: Mapping[PhaseName, Parts], spread: Mapping[str, tuple[float, float]]) -> tuple[float, float, float]:
+    """Return the largest low, expected and high sum of all phases."""
+    low, expected, high = zip(*(interval(parts, spread) for parts in phases.values()), strict=True)
+    return max(low), max(expected), max(high)
 
 
 @dataclass(frozen=True)
@@ -133,15 +145,12 @@ class Choice:
     @cached_property
     def gpu_bytes(self) -> tuple[float, float, float]:
         """Return a GPU's peak: low, expected, high."""
-        low, expected, high = zip(*(interval(parts) for parts in self.gpu_phases.values()), strict=True)
-        return max(low), max(expected), max(high)
+        return _worst(self.gpu_phases, SPREAD)
 
     @cached_property
     def host_bytes(self) -> tuple[float, float, float]:
         """Return a node's peak: low, expected, high."""
-        spread = storage.SPREAD
-        low, expected, high = zip(*(interval(parts, spread) for parts in self.host_phases.values()), strict=True)
-        return max(low), max(expected), max(high)
+        return _worst(self.host_phases, storage.SPREAD)
 
     @property
     def disk_bytes(self) -> int:
@@ -213,10 +222,11 @@ class Choice:
         whole = max(-(-self.task.tokens // self.tokens_per_step), 1)
         return min(whole, limit) if limit else whole
 
-    def hours(self, tokens_without_end: float) -> Interval:
-        """Return the hours of the whole run with its checkpoints and export; of ``tokens_without_end`` where its end is
+    @cached_property
+    def hours(self) -> Interval:
+        """Return the hours of the whole run with its checkpoints and export; of WITHOUT_END tokens where its end is
         unknown."""
-        steps = self.steps or tokens_without_end / self.tokens_per_step
+        steps = self.steps or WITHOUT_END / self.tokens_per_step
         saves = math.ceil(steps / self.task.config.output.save_steps)  # the last step is saved too, and exported
         exported = storage.export_bytes(self.task.model.parameters, self.setup.precision) if self.steps else 0
         saved = saves * storage.checkpoint_bytes(self.setup) + exported

@@ -10,7 +10,7 @@ from fullft_cluster.planner import activations, calibration, speed
 from fullft_cluster.planner.batch import DEFAULT_GLOBAL_BATCH
 from fullft_cluster.planner.layout import Layout, candidates
 from fullft_cluster.planner.options import next_smaller
-from fullft_cluster.planner.search import WITHOUT_END, deadline_seconds, fastest, first_fit, most_tokens
+from fullft_cluster.planner.search import deadline_seconds, fastest, first_fit, most_tokens
 from fullft_cluster.planner.task import Choice, Data, Task
 from fullft_cluster.units import GIB, duration, in_gib
 
@@ -45,7 +45,7 @@ def _gpus(task: Task, choice: Choice) -> Iterator[str]:
         elif wanted.deadline or wanted.objective != "fewest-gpus":
             aims = [f"the objective '{wanted.objective}'"] if wanted.objective != "fewest-gpus" else []
             aims += [f"the deadline of {wanted.deadline}"] if wanted.deadline else []
-            takes = duration(fewest.hours(WITHOUT_END).high * 3600) if choice.steps else ""
+            takes = duration(fewest.hours.high * 3600) if choice.steps else ""
             but = f", but take up to {takes}" if takes else ""
             yield f"They were chosen for {' and '.join(aims)}; {fewest.layout.on(gpu)} would fit{but}."
     elif (lacking := next_smaller(free, choice)) is not None:
@@ -131,5 +131,5 @@ def _time(task: Task, choice: Choice, data: Data) -> Iterator[str]:
     yield f"A step: {speed.describe(choice.step_parts)}. The forecast rests on {basis}."
     limit = deadline_seconds(task)
     if limit is not None:
-        ends = duration(choice.hours(0).high * 3600)
+        ends = duration(choice.hours.high * 3600)
         yield f"Nine of ten such runs end within {ends}, and the deadline is {duration(limit)}."
