@@ -7,21 +7,32 @@ import concurrent.futures
 import http.client
 import itertools
 import json
+import os
 import shutil
 import socket
-import ssl
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from kube_client import Client
 
 HOST = "127.0.0.1"
 # In the foreground, and dead when pytest is: nothing is left behind even by a kill -9.
 CHILD = ("setpriv", "--pdeathsig", "KILL", "--") if shutil.which("setpriv") else ()
 # Their tokens are `NAME-token`. The reader may list nodes and nothing else, the outsider nothing at all.
-USERS = {"admin": "system:masters", "reader": "readers", "outsider": "outsiders"}
+# What the user may is said elsewhere, in single namespaces.
+USERS = {"admin": "system:masters", "user": "users", "reader": "readers", "outsider": "outsiders"}
+# For a plane that is only looked at: no controller makes accounts, and none would take away the taint "not ready"
+# that new nodes get; and it has one client with thousands of requests.
+ALONE = (
+    "--service-cluster-ip-range=127.96.0.0/24",
+    "--disable-admission-plugins=ServiceAccount,TaintNodesByCondition",
+    "--enable-priority-and-fairness=false",
+)
 ROLE = {
     "apiVersion": "rbac.authorization.k8s.io/v1",
     "kind": "ClusterRole",
@@ -38,13 +49,17 @@ BINDING = {
 
 
 class ControlPlane:
-    """The running control plane. `kubeconfig(user)` is what a client of it needs."""
+    """The running control plane. `kubeconfig(user)` is what a client of it needs.
 
-    def __init__(self, assets: Path) -> None:
-        self.assets = assets
+    `assets` are its binaries by name, `flags` what the API server is told besides the flags of all planes.
+    """
+
+    def __init__(self, assets: Mapping[str, Path], flags: Sequence[str] = ALONE) -> None:
+        self.assets, self.flags = assets, flags
         self.directory = Path(tempfile.mkdtemp(prefix="kube"))
+        self.directory.chmod(0o755)  # what pods mount lies in it, and their users are others
         self.etcd_port, self.peer_port, self.port = free_ports(3)
-        self.children: list[subprocess.Popen[bytes]] = []
+        self.children: dict[str, subprocess.Popen[bytes]] = {}
 
     # --- its life
     def up(self) -> None:
@@ -60,76 +75,92 @@ class ControlPlane:
             f"--initial-advertise-peer-urls={peer}",
             f"--initial-cluster=default={peer}",
         )
-        self._start("etcd", "--data-dir=etcd", *addresses, *peers, "--unsafe-no-fsync", "--log-level=warn")
-        self._start(
+        self.start("etcd", "--data-dir=etcd", *addresses, *peers, "--unsafe-no-fsync", "--log-level=warn")
+        self.start_api()
+        group = "/apis/rbac.authorization.k8s.io/v1"
+        self.post(f"{group}/clusterroles", [ROLE])
+        self.post(f"{group}/clusterrolebindings", [BINDING])
+
+    def start_api(self) -> None:
+        """Start the API server, also after stop_api: on the same port, with the same data; returns when it is ready."""
+        key = self.directory / "accounts.key"
+        self.start(
             "kube-apiserver",
-            f"--etcd-servers={client}",
+            f"--etcd-servers=http://{HOST}:{self.etcd_port}",
             f"--bind-address={HOST}",
             f"--advertise-address={HOST}",
             f"--secure-port={self.port}",
             "--cert-dir=certificates",  # it makes a certificate for its address there
             "--endpoint-reconciler-type=none",  # it would refuse a loopback address for itself
-            "--service-cluster-ip-range=127.96.0.0/24",
             "--token-auth-file=tokens.csv",
             "--authorization-mode=RBAC",
-            # no controller makes accounts, and none would take away the taint "not ready" that new nodes get
-            "--disable-admission-plugins=ServiceAccount,TaintNodesByCondition",
-            "--enable-priority-and-fairness=false",  # one client, thousands of requests
             f"--service-account-issuer=https://{HOST}:{self.port}",
             f"--service-account-key-file={key}",
             f"--service-account-signing-key-file={key}",
+            *self.flags,
         )
-        self._wait_until_ready()
-        group = "/apis/rbac.authorization.k8s.io/v1"
-        self.post(f"{group}/clusterroles", [ROLE])
-        self.post(f"{group}/clusterrolebindings", [BINDING])
+        self.wait_until_ready("kube-apiserver", self._ready)
 
-    def down(self) -> None:
-        """Stop it and delete its files."""
-        for child in reversed(self.children):
-            child.kill()  # nothing of its state is wanted
-            child.wait()
-        shutil.rmtree(self.directory, ignore_errors=True)
+    def stop_api(self) -> None:
+        """End the API server at once; what it has stored stays."""
+        self.stop("kube-apiserver")
 
-    def _start(self, name: str, *arguments: str) -> None:
+    def down(self, *, keep: bool = False) -> None:
+        """Stop it; delete its files unless they are to be kept."""
+        for name in reversed(list(self.children)):
+            self.stop(name)  # nothing of its state is wanted
+        if not keep:
+            shutil.rmtree(self.directory, ignore_errors=True)
+
+    def start(
+        self, name: str, *arguments: str, wrapper: Sequence[str] = (), env: Mapping[str, str] | None = None
+    ) -> None:
+        """Start one of the binaries; its output goes to NAME.log."""
+        # The kernel ties a child to the thread that made it: it would die with that thread, not with pytest.
+        assert threading.current_thread() is threading.main_thread(), "children are started from the main thread"
         with (self.directory / f"{name}.log").open("ab") as log:
-            child = subprocess.Popen(
-                [*CHILD, str(self.assets / name), *arguments],
+            self.children[name] = subprocess.Popen(
+                [*CHILD, *wrapper, str(self.assets[name]), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self.directory,
+                env={**os.environ, **(env or {})},
             )
-        self.children.append(child)
 
-    def _wait_until_ready(self, seconds: float = 120) -> None:
+    def stop(self, name: str) -> None:
+        """Kill one of the children and wait for its end."""
+        child = self.children.pop(name)
+        child.kill()
+        child.wait()
+
+    def wait_until_ready(self, what: str, ready: Callable[[], bool], seconds: float = 120) -> None:
+        """Ask again until it is; RuntimeError with the ends of all logs if a child ends or the time is over."""
         end = time.monotonic() + seconds
-        while not self._ready():
-            ended = [child.args for child in self.children if child.poll() is not None]
+        while not ready():
+            ended = [name for name, child in self.children.items() if child.poll() is not None]
             if ended or time.monotonic() > end:
                 logs = [f"--- {path.name}\n{path.read_text()[-2000:]}" for path in self.directory.glob("*.log")]
-                raise RuntimeError("\n".join([f"the control plane is not ready; ended: {ended}", *logs]))
-            time.sleep(0.1)
+                raise RuntimeError("\n".join([f"{what} is not ready; ended: {ended}", *logs]))
+            time.sleep(0.05)
 
     def _ready(self) -> bool:
         try:
             return self.request("GET", "/readyz")[0] == http.client.OK
-        except OSError:  # no certificate yet, nobody listens yet
+        except (OSError, http.client.HTTPException):  # no certificate yet, nobody listens yet
             return False
 
     # --- talking to it
-    def connect(self) -> http.client.HTTPSConnection:
-        """Return a connection that trusts the API server's own certificate."""
-        context = ssl.create_default_context(cafile=str(self.directory / "certificates" / "apiserver.crt"))
-        return http.client.HTTPSConnection(HOST, self.port, timeout=60, context=context)
+    def client(self, user: str = "admin") -> Client:
+        """Return a client of its own for one of USERS."""
+        return Client(HOST, self.port, self._certificate().decode(), f"{user}-token")
+
+    def _certificate(self) -> bytes:
+        return (self.directory / "certificates" / "apiserver.crt").read_bytes()
 
     def request(self, method: str, path: str, *, user: str = "admin", body: Any = None) -> tuple[int, bytes]:
         """Send one request as that user; return the status and the body."""
-        connection = self.connect()
-        try:
-            return _ask(connection, method, path, user, body)
-        finally:
-            connection.close()
+        return self.client(user).request(method, path, body)
 
     def post(self, path: str, objects: Sequence[dict[str, Any]], connections: int = 2) -> None:
         """Create the objects, over several connections at a time; RuntimeError at the first that is refused."""
@@ -139,19 +170,17 @@ class ControlPlane:
                 pass
 
     def _post_all(self, path: str, objects: Iterable[dict[str, Any]]) -> None:
-        connection = self.connect()
+        client = self.client()
         for value in objects:
-            status, answer = _ask(connection, "POST", path, "admin", value)
+            status, answer = client.request("POST", path, value)
             if status != http.client.CREATED:
                 raise RuntimeError(f"POST {path}: {status} {answer.decode()}")
-        connection.close()
 
-    def kubeconfig(self, user: str) -> Path:
+    def kubeconfig(self, user: str, namespace: str = "default") -> Path:
         """Write the kubeconfig of one of USERS and return its path."""
-        certificate = (self.directory / "certificates" / "apiserver.crt").read_bytes()
         cluster = {
             "server": f"https://{HOST}:{self.port}",
-            "certificate-authority-data": base64.b64encode(certificate).decode(),
+            "certificate-authority-data": base64.b64encode(self._certificate()).decode(),
         }
         config = {
             "apiVersion": "v1",
@@ -159,19 +188,12 @@ class ControlPlane:
             "current-context": "test",
             "clusters": [{"name": "test", "cluster": cluster}],
             "users": [{"name": user, "user": {"token": f"{user}-token"}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": user, "namespace": "default"}}],
+            "contexts": [{"name": "test", "context": {"cluster": "test", "user": user, "namespace": namespace}}],
         }
-        path = self.directory / f"{user}.kubeconfig"
+        path = self.directory / f"{user}.{namespace}.kubeconfig"
         path.write_text(json.dumps(config))
         path.chmod(0o600)
         return path
-
-
-def _ask(connection: http.client.HTTPSConnection, method: str, path: str, user: str, body: Any) -> tuple[int, bytes]:
-    headers = {"Authorization": f"Bearer {user}-token", "Content-Type": "application/json"}
-    connection.request(method, path, None if body is None else json.dumps(body).encode(), headers)
-    answer = connection.getresponse()
-    return answer.status, answer.read()
 
 
 def free_ports(count: int) -> list[int]:
