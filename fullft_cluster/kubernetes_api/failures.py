@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from fullft_cluster.errors import Problem, SchedulerError
@@ -80,14 +81,10 @@ class Permission(NamedTuple):
         return f"{resource}{'.' if self.group else ''}{self.group}{slash}{sub}"
 
 
-_CANNOT = re.compile(
-    r'(?:User "(?P<user>[^"]*)" )?cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)" in API group "(?P<group>[^"]*)"'
-)
+_CANNOT = re.compile(r'cannot (?P<verb>\w+) resource "(?P<resource>[^"]+)"(?: in API group "(?P<group>[^"]*)")?')
 _NO_NAMESPACE = re.compile(r'namespaces? "([^"]+)" not found')
 _WRONG_OBJECT = "failed to create typed patch object"
 """An unknown field in a server-side apply is answered by 500, with these words (seen with 1.36)."""
-
-_VERBS = {"GET": "get", "PATCH": "patch", "POST": "create", "PUT": "update", "DELETE": "delete"}
 
 
 def grants(missing: Iterable[Permission], namespace: str | None, user: str | None) -> str:
@@ -118,7 +115,7 @@ def _subject(user: str | None) -> str:
 def failure(status: int, body: Mapping[str, Any], method: str, path: str, host: str) -> ApiError:
     """Return the error for an answer that is none of success. ``body``: its Status, empty where it was no JSON."""
     place = place_of(path)
-    words = str(body.get("message") or f"HTTP {status}")
+    words = str(body.get("message") or _phrase(status))
     reason = str(body.get("reason") or "")
     facts: dict[str, Any] = {"words": words, "reason": reason, "status": status}
     where = place.words or host
@@ -143,16 +140,18 @@ def failure(status: int, body: Mapping[str, Any], method: str, path: str, host: 
 def _forbidden(place: Place, method: str, facts: dict[str, Any]) -> ApiError:
     words = facts["words"]
     match = _CANNOT.search(words)
-    if match is None and facts["reason"] == "Forbidden" and words.startswith(("forbidden: User", "Forbidden")):
-        return Forbidden(Problem("kubernetes", _one_line(words), "Ask an administrator for it."), **facts)
-    if match is None:
+    if match is None and method != "GET":  # nothing but a permission is in the way of reading
         return Refused(Problem(place.words, f"refused: {_one_line(words)}", _refusal_fix(words)), **facts)
-    verb = match["verb"] or _VERBS.get(method, method.lower())
-    permission = Permission(verb, match["resource"], match["group"])
+    user = re.search(r'User "([^"]+)"', words)
+    if match is not None:
+        permission = Permission(match["verb"], match["resource"], match["group"] or place.group)
+    else:
+        permission = Permission("get" if place.name else "list", place.resource, place.group)
     at = f" in namespace {place.namespace}" if place.namespace else ""
-    who = f" (you are {match['user']})" if match["user"] else ""
-    fix = f"Ask an administrator for `{grants([permission], place.namespace, match['user'])}`."
-    return Forbidden(Problem("kubernetes", f"you may not {verb} {permission.kubectl}{at}{who}", fix), **facts)
+    who = f" (you are {user[1]})" if user else f": {_one_line(words)}"
+    fix = f"Ask an administrator for `{grants([permission], place.namespace, user and user[1])}`."
+    what = f"you may not {permission.verb} {permission.kubectl}{at}{who}"
+    return Forbidden(Problem("kubernetes", what, fix), **facts)
 
 
 def _refusal_fix(words: str) -> str:
@@ -207,6 +206,13 @@ def _fault_fix(words: str) -> str:
     if match := re.search(r'failed calling webhook "([^"]+)"', words):
         return f"The operator behind the webhook {match[1]} does not answer: look at its pods."
     return "Try again later."
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return "no words"
 
 
 def _one_line(text: str) -> str:

@@ -54,9 +54,10 @@ def test_without_permission_the_command_that_grants_it(
     with pytest.raises(SchedulerError) as caught:
         read_inventory("kubernetes")
     (problem,) = caught.value.problems
-    assert 'User "outsider" cannot list resource "nodes"' in problem.what
-    assert "kubectl create clusterrole node-reader --verb=get,list --resource=nodes" in problem.fix
-    assert "--clusterrole=node-reader --user=outsider" in problem.fix
+    assert problem.what == "you may not list nodes (you are outsider)"
+    assert "kubectl create clusterrole fullft-cluster --verb=list --resource=nodes" in problem.fix
+    assert "--clusterrole=fullft-cluster --user=outsider" in problem.fix
+    assert "kubectl get nodes -o json" in problem.fix
 
 
 def test_with_a_token_that_is_none(big_plane: ControlPlane, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

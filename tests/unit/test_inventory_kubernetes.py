@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from fullft_cluster.backends import kubernetes_inventory
 from fullft_cluster.backends.inventory import read_inventory
 from fullft_cluster.errors import SchedulerError, UsageError
 from fullft_cluster.inventory import Inventory
@@ -135,8 +136,8 @@ class Server(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         url = urlsplit(self.path)
-        status, body = (200, b'{"gitVersion": "v1.31.4"}') if url.path == "/version/" else self.answers.pop(0)
-        if url.path != "/version/":
+        status, body = (200, b'{"gitVersion": "v1.31.4"}') if url.path == "/version" else self.answers.pop(0)
+        if url.path != "/version":
             self.asked.append(parse_qs(url.query))
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
@@ -151,6 +152,7 @@ class Server(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[Server]]:
     pytest.importorskip("kubernetes", reason="the kubernetes extra is not installed")
+    monkeypatch.setattr(kubernetes_inventory, "PATIENCE_SECONDS", 0.0)
     Server.answers, Server.asked = [], []
     http = ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=http.serve_forever, daemon=True).start()
@@ -193,11 +195,11 @@ def test_page_after_page(server: type[Server]) -> None:
         (status(401, "Unauthorized"), "does not know you: Unauthorized. Log in anew"),
         (
             status(403, 'nodes is forbidden: User "system:serviceaccount:ml:runner" cannot list resource "nodes"'),
-            "--clusterrole=node-reader --serviceaccount=ml:runner",
+            "--clusterrole=fullft-cluster --serviceaccount=ml:runner",
         ),
-        (status(403, "no"), "--clusterrole=node-reader --user=NAME"),
-        (status(500, "etcd is gone"), "refused to list nodes (500): etcd is gone"),
-        ((503, b"<html>proxy</html>"), "refused to list nodes (503): Service Unavailable"),
+        (status(403, "no"), "--clusterrole=fullft-cluster --user=NAME"),
+        (status(500, "etcd is gone"), "answers 500: etcd is gone"),
+        ((503, b"<html>proxy</html>"), "answers 503: Service Unavailable"),
         ((200, b"<html>login</html>"), "sent no list of nodes"),
         ((200, b"{}"), "sent no list of nodes"),
     ],
