@@ -158,6 +158,13 @@ class KubernetesConfig(Frozen, frozen=True):
     """Kueue's WorkloadPriorityClass."""
     priority_class: str | None = None
     """The pods' PriorityClass."""
+    gang: Literal["volcano", "coscheduling"] | None = None
+    """Who starts the pods together where Kueue does not: a PodGroup is made, and the scheduler named."""
+    scheduler_name: str | None = None
+    """The scheduler of the pods; default the cluster's, or the usual name of `gang`."""
+    active_deadline: str | None = None
+    """How long the training may be active before it is ended for good: `7d`, `36h`, or `none`; default three times the
+    longest of the plan's estimate, and a day at least. Time in a queue does not count."""
     node_selector: dict[str, str] = msgspec.field(default_factory=dict)
     """Labels of the nodes, the GPU type's first of all: `nvidia.com/gpu.product: NVIDIA-A100-SXM4-80GB`."""
     tolerations: tuple[str, ...] = ()

@@ -21,12 +21,24 @@ from fullft_cluster.kubernetes_names import (
     toleration,
 )
 from fullft_cluster.quoting import check_text
+from fullft_cluster.units import duration_seconds
 
 SECRETS = {"hf_token_secret": "HF_TOKEN", "wandb_secret": "WANDB_API_KEY"}
 """Key of the section -> the variable, which is also the key in the Secret."""
 
 RESERVED = frozenset(
-    ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "NODE_NAME", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    (
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "NODE_RANK",
+        "NODE_NAME",
+        "RANK",
+        "WORLD_SIZE",
+        "POD_NAME",
+        "POD_UID",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+    )
 )
 """Variables by which the processes find each other: the manifests and the node agent set them."""
 
@@ -56,10 +68,28 @@ def kubernetes_problems(own: KubernetesConfig, cluster: Cluster, run_dir: Path, 
         if value is not None and not is_key(value):
             fix = "Write it as Kubernetes does: nvidia.com/gpu."
             yield Problem(f"kubernetes.{key}", f"{value[:80]!r} is not a qualified name", fix)
+    yield from _gang(own)
     yield from label_problems(own.node_selector, "kubernetes.node_selector")
     yield from _amounts(own)
     yield from _volumes(own, run_dir, mount_path)
     yield from _environment(own, cluster)
+
+
+def _gang(own: KubernetesConfig) -> Iterator[Problem]:
+    if own.gang and own.queue:
+        what = f"{own.gang} and Kueue (kubernetes.queue) would both hold the pods back until all can start"
+        yield Problem("kubernetes.gang", what, "Keep one of them.")
+    if own.scheduler_name is not None and not is_subdomain(own.scheduler_name):
+        yield _name("scheduler_name", own.scheduler_name)
+    if own.active_deadline not in (None, "none"):
+        try:
+            seconds = duration_seconds(str(own.active_deadline))
+        except ValueError as error:
+            yield Problem("kubernetes.active_deadline", str(error), "Write 7d, 36h, or none.")
+        else:
+            if not 60 <= seconds < 2**31:
+                what = f"{own.active_deadline!r} is no time in which a run ends"
+                yield Problem("kubernetes.active_deadline", what, "Write 7d, 36h, or none.")
 
 
 def _name(key: str, value: str) -> Problem:

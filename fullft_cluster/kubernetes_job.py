@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from fullft_cluster import __version__
 from fullft_cluster.config import Config, KubernetesConfig, KubernetesKind
@@ -14,6 +14,7 @@ from fullft_cluster.hardware import CPU, Cluster
 from fullft_cluster.kubernetes_check import RESERVED, SECRETS, kubernetes_problems
 from fullft_cluster.kubernetes_names import check_object_name, is_label_value, toleration
 from fullft_cluster.plan import Frozen, Plan
+from fullft_cluster.units import duration_seconds
 
 CPU_SHARE = 0.9
 """Of a node's CPUs that pods may ask for: the kubelet and daemon sets keep the rest. Default."""
@@ -26,6 +27,49 @@ FILES = "/etc/fullft-cluster"
 
 PORT = 29500
 """Of the rendezvous. Each pod has an address of its own, so two jobs do not meet."""
+
+EXIT_STOPPED = 75
+EXIT_TERMINATED = 128 + 15
+"""Of a pod that was told to leave: a PyTorchJob makes a pod anew only after 128 and above, as after a signal."""
+
+MAX_RESTARTS = 1000
+"""Of the controllers: a far bound. The budget of failures is the supervisor's, who knows a failure from a preemption."""
+
+SUPERVISOR_MEMORY = "512Mi"
+"""Of the supervisor's pod: it imports neither torch nor transformers, and holds 60 MiB. Default."""
+
+DEADLINE_FACTOR = 3.0
+"""Of the active deadline over the longest of the estimate: what takes that long stands still. Default."""
+
+DEADLINE_SECONDS = 24 * 3600
+"""The least active deadline: data, images and restarts of a short run. Default."""
+
+
+class Gang(NamedTuple):
+    """How a scheduler is told that pods belong together, beside the PodGroup of the run's name."""
+
+    api_version: str
+    scheduler: str
+    label: str | None = None
+    annotation: str | None = None
+
+    def labels(self, name: str) -> dict[str, str]:
+        """Return the labels of the pods."""
+        return {self.label: name} if self.label else {}
+
+    def annotations(self, name: str) -> dict[str, str]:
+        """Return the annotations of the pods."""
+        return {self.annotation: name} if self.annotation else {}
+
+
+GANGS = {
+    # https://volcano.sh/en/docs/podgroup/
+    "volcano": Gang("scheduling.volcano.sh/v1beta1", "volcano", annotation="scheduling.k8s.io/group-name"),
+    # https://github.com/kubernetes-sigs/scheduler-plugins/tree/master/pkg/coscheduling
+    "coscheduling": Gang(
+        "scheduling.x-k8s.io/v1alpha1", "scheduler-plugins-scheduler", label="scheduling.x-k8s.io/pod-group"
+    ),
+}
 
 _OWN = {  # API group, plural
     "pytorchjob": ("kubeflow.org", "pytorchjobs"),
@@ -61,7 +105,13 @@ class Pod(Frozen, frozen=True):
     capabilities: tuple[str, ...]
     run_as_user: int
     run_as_group: int
+    supervisor_resources: dict[str, Any]
     env: tuple[dict[str, Any], ...]
+    scheduler_name: str | None
+    gang_labels: dict[str, str]
+    gang_annotations: dict[str, str]
+    stopped_exit: int
+    """Exit code of a pod that was told to leave."""
     node_rank: str
     """The argument that names a pod's rank, by a variable of its environment."""
     grace_seconds: int
@@ -91,7 +141,10 @@ class KubernetesJob(Frozen, frozen=True):
     pod: Pod
     nodes: int
     gpus_per_node: int
-    max_restarts: int
+    gang: str | None
+    """API version of the PodGroup to make, if one is asked for."""
+    active_deadline_seconds: int | None
+    max_restarts: int = MAX_RESTARTS
 
 
 def kubernetes_job(config: Config, cluster: Cluster, plan: Plan, run_dir: Path, memory_gib: int) -> KubernetesJob:
@@ -127,14 +180,17 @@ def kubernetes_job(config: Config, cluster: Cluster, plan: Plan, run_dir: Path, 
         claim=claim,
         service_account=own.service_account or name,
         own_service_account=own.service_account is None,
-        pod=_pod(own, plan, _resources(own, cluster, plan, memory_gib), _environment(own, cluster, plan, mount_path)),
+        pod=_pod(
+            own, plan, name, _resources(own, cluster, plan, memory_gib), _environment(own, cluster, plan, mount_path)
+        ),
         nodes=plan.nodes,
         gpus_per_node=plan.gpus_per_node,
-        max_restarts=config.survival.max_failures,
+        gang=GANGS[own.gang].api_version if own.gang else None,
+        active_deadline_seconds=_active_deadline(own, plan),
     )
 
 
-def _pod(own: KubernetesConfig, plan: Plan, resources: dict[str, Any], env: list[dict[str, Any]]) -> Pod:
+def _pod(own: KubernetesConfig, plan: Plan, name: str, resources: dict[str, Any], env: list[dict[str, Any]]) -> Pod:
     return Pod(
         image=str(own.image),
         image_pull_policy=own.image_pull_policy,
@@ -151,10 +207,24 @@ def _pod(own: KubernetesConfig, plan: Plan, resources: dict[str, Any], env: list
         capabilities=("IPC_LOCK",) if own.rdma_resource else (),
         run_as_user=own.run_as_user,
         run_as_group=own.run_as_group,
+        supervisor_resources=_both("250m", SUPERVISOR_MEMORY),
         env=tuple(env),
+        scheduler_name=own.scheduler_name or (GANGS[own.gang].scheduler if own.gang else None),
+        gang_labels=GANGS[own.gang].labels(name) if own.gang else {},
+        gang_annotations=GANGS[own.gang].annotations(name) if own.gang else {},
+        stopped_exit=EXIT_TERMINATED if own.kind == "pytorchjob" else EXIT_STOPPED,
         node_rank="$(PET_NODE_RANK)" if own.kind == "pytorchjob" else "$(NODE_RANK)",
         grace_seconds=plan.signal_lead_seconds,
     )
+
+
+def _active_deadline(own: KubernetesConfig, plan: Plan) -> int | None:
+    """Return the seconds after which the training is ended for good; None for never."""
+    if own.active_deadline is not None:
+        return None if own.active_deadline == "none" else round(duration_seconds(own.active_deadline))
+    if plan.time.hours is None:
+        return None
+    return max(DEADLINE_SECONDS, round(DEADLINE_FACTOR * plan.time.hours.high * 3600))
 
 
 def literal(text: str) -> str:
@@ -250,7 +320,7 @@ def _resources(own: KubernetesConfig, cluster: Cluster, plan: Plan, memory_gib: 
     return {name: {**amounts, **devices} for name, amounts in resources.items()}
 
 
-def _both(cpus: int, memory: str) -> dict[str, dict[str, str]]:
+def _both(cpus: int | str, memory: str) -> dict[str, dict[str, str]]:
     return {"requests": {"cpu": str(cpus), "memory": memory}, "limits": {"memory": memory}}
 
 

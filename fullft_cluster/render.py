@@ -91,16 +91,21 @@ def render(job: Job) -> Rendered:
 
 def _manifests(job: Job, kubernetes: KubernetesJob, files: dict[str, str]) -> dict[str, str]:
     """Return the manifests by file, in the order in which they are applied."""
-    size = sum(len(text.encode()) for text in files.values())
-    if size > _CONFIG_MAP_BYTES:
-        what = f"config, plan and DeepSpeed JSON have {size} bytes, and a ConfigMap holds {_CONFIG_MAP_BYTES}"
-        raise UsageError(Problem("kubernetes", what, "Shorten the texts of the configuration."))
     shown = summary(job.plan)
     header = f"fullft-cluster {__version__}: {job.name}: {shown['model']} on {shown['gpus']} x {shown['gpu']}"
     values = {"k": kubernetes, "port": PORT, "header": header}
     names = ("storage",) if kubernetes.claim is not None else ()
-    found = {f"{name}.yaml": _rendered(name, **values, files=files) for name in (*names, "companions", "prepare")}
-    return {**found, SCRIPTS["kubernetes"]: _rendered(kubernetes.kind, **values)}
+    training = {
+        "supervisor.yaml": _rendered("supervisor", **values),
+        SCRIPTS["kubernetes"]: _rendered(kubernetes.kind, **values),
+    }
+    carried = {**files, **training}  # `resume` applies the manifests again
+    size = sum(len(text.encode()) for text in carried.values())
+    if size > _CONFIG_MAP_BYTES:
+        what = f"config, plan, DeepSpeed JSON and manifests have {size} bytes; a ConfigMap holds {_CONFIG_MAP_BYTES}"
+        raise UsageError(Problem("kubernetes", what, "Shorten the texts of the configuration."))
+    found = {f"{name}.yaml": _rendered(name, **values, files=carried) for name in (*names, "companions", "prepare")}
+    return {**found, **training}
 
 
 def _rendered(name: str, **values: Any) -> str:

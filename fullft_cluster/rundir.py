@@ -193,6 +193,17 @@ class RunDir:
         write_json(self.run, run)
         return run
 
+    def reopen(self, **changes: Any) -> None:
+        """Make a run that has ended ready for another attempt, with a clean budget of failures.
+
+        An attempt that was cancelled at once has no line in attempts.jsonl yet; the supervisor writes it with this
+        cause.
+        """
+        cancelled = self.read_run().get("state") == "cancelled"
+        self.stop.unlink(missing_ok=True)
+        lost_to = "cancelled" if cancelled else None
+        self.update_run(state="pending", reason="resumed", history={}, lost_to=lost_to, ended=None, **changes)
+
     def stop_reason(self) -> str | None:
         """Return why a stop is asked for: None when it is not, ``stop_requested`` where the file does not say.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from fullft_cluster.config import Config
-from fullft_cluster.errors import Problem, UsageError
+from fullft_cluster.errors import UsageError
 from fullft_cluster.plan import Frozen
 from fullft_cluster.rundir import RunDir
 from fullft_cluster.slurm_cli import JobState
@@ -42,7 +42,7 @@ class Backend(Protocol):
 
 
 def backend_of(name: str) -> Backend:
-    """Return the backend of that name. Raises UsageError for an unknown one."""
+    """Return the backend of that name; Kubernetes has its own, that needs no run directory (backends.kubernetes)."""
     if name == "local":
         from fullft_cluster.backends.local import LocalBackend
 
@@ -51,25 +51,7 @@ def backend_of(name: str) -> Backend:
         from fullft_cluster.backends.slurm import SlurmBackend
 
         return SlurmBackend()
-    if name == "kubernetes":
-        what = "manifests are rendered, but not submitted or looked after yet"
-        fix = (
-            "Write `fullft-cluster render --backend kubernetes ... -o DIR`, and apply DIR with `kubectl apply -k DIR`."
-        )
-        raise UsageError(Problem("--backend kubernetes", what, fix))
     raise UsageError(f"unknown backend {name!r}: local or slurm")
-
-
-def reopen(run: RunDir, **changes: Any) -> None:
-    """Make a run that has ended ready for another attempt, with a clean budget of failures.
-
-    An attempt that was cancelled at once has no line in attempts.jsonl yet; the supervisor writes it with this cause.
-    """
-    cancelled = run.read_run().get("state") == "cancelled"
-    run.stop.unlink(missing_ok=True)
-    run.update_run(
-        state="pending", reason="resumed", history={}, lost_to="cancelled" if cancelled else None, ended=None, **changes
-    )
 
 
 def live_states(runs: list[dict[str, Any]]) -> dict[str, JobState]:

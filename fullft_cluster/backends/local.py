@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from fullft_cluster.backends import Submission, reopen
+from fullft_cluster.backends import Submission
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, RunFailedError, UsageError
 from fullft_cluster.rundir import RunDir, write_json
@@ -90,7 +90,7 @@ class LocalBackend:
             raise UsageError(
                 Problem(run.name, f"was started on {state['host']}", "Resume it there, or cancel it first.")
             )
-        reopen(run, pid=None)
+        run.reopen(pid=None)
         return self._start(run, script)
 
 

@@ -9,7 +9,7 @@ import time
 
 from fullft_cluster import slurm_cli
 from fullft_cluster.attempt_time import slurm_time
-from fullft_cluster.backends import Submission, live_states, reopen
+from fullft_cluster.backends import Submission, live_states
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, SchedulerError, UsageError
 from fullft_cluster.job import PREPARE_SECONDS
@@ -119,7 +119,7 @@ class SlurmBackend:
         # Held until run.json names the new job: the supervisor that starts writes to the same file.
         job_id = self._sbatch(run, script, "--hold")
         try:
-            reopen(run, job_id=job_id, excluded_nodes=[])
+            run.reopen(job_id=job_id, excluded_nodes=[])
             slurm_cli.call(["scontrol", "release", job_id])
         except BaseException:
             slurm_cli.try_call(["scancel", job_id])

@@ -13,6 +13,9 @@ from fullft_cluster.kubernetes_api.backoff import Backoff
 from fullft_cluster.kubernetes_api.failures import ApiError, Gone, failure
 from fullft_cluster.kubernetes_api.transport import Query, Request
 
+REMEMBERED = 256
+"""Of objects that are gone: their last words are asked for within seconds."""
+
 WATCH_SECONDS = 60
 """How long one watch lasts before another goes on from where it ended: a connection that died in silence (a NAT, a
 load balancer) is noticed within it."""
@@ -125,6 +128,7 @@ class Watched:
     ) -> None:
         self._api, self._path, self._selector, self._fields = api, path, label_selector, field_selector
         self._items: dict[str, Json] = {}
+        self._gone: dict[str, Json] = {}
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._stopping = threading.Event()
@@ -161,6 +165,18 @@ class Watched:
             self._seen = self._changes
             return dict(self._items)
 
+    def last(self, uid: str) -> Json | None:
+        """Return an object by its uid as it was seen last, which may be gone by now; None when it is not known."""
+        with self._lock:
+            now = (obj for obj in self._items.values() if obj["metadata"]["uid"] == uid)
+            return next(now, None) or self._gone.get(uid)
+
+    def _forget(self, obj: Json | None) -> None:
+        if obj is not None:
+            self._gone[obj["metadata"]["uid"]] = obj
+            while len(self._gone) > REMEMBERED:
+                del self._gone[next(iter(self._gone))]
+
     def wait(self, seconds: float) -> bool:
         """Wait for a change since `items` was last called, for at most so long; return whether there was one."""
         with self._changed:
@@ -192,11 +208,16 @@ class Watched:
                 self._lost_since = self._lost_since or time.monotonic()
                 return
             if event.type == "LIST":
+                there = {obj["metadata"]["uid"] for obj in event.objects}
+                for obj in self._items.values():
+                    if obj["metadata"]["uid"] not in there:
+                        self._forget(obj)
                 self._items = {obj["metadata"]["name"]: obj for obj in event.objects}
                 self._synced = True
             for obj in event.objects if event.type in ("ADDED", "MODIFIED", "DELETED") else ():
                 name = obj["metadata"]["name"]
                 if event.type == "DELETED":
+                    self._forget(obj)
                     self._items.pop(name, None)
                 else:
                     self._items[name] = obj

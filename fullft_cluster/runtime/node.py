@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -88,11 +89,16 @@ class Node:
         """Remember a signal; the loop forwards it (no work in a signal handler)."""
         self.asked_to_stop = True
 
-    def wait(self) -> list[int]:
-        """Wait for all workers and return their exit codes, a negative one for a signal."""
+    def wait(self, given_up: Callable[[], bool] = lambda: False) -> list[int]:
+        """Wait for all workers and return their exit codes, a negative one for a signal.
+
+        ``given_up`` is asked all the time: once it returns True, the workers are killed.
+        """
         failed_at: float | None = None
         while any(worker.poll() is None for worker in self.workers):
             time.sleep(POLL_SECONDS)
+            if given_up():
+                self._signal(signal.SIGKILL)
             if self.asked_to_stop:
                 self.asked_to_stop = False
                 self._signal(signal.SIGTERM)
@@ -113,7 +119,7 @@ class Node:
         """Write how the workers ended, where the supervisor looks for it."""
         directory = self.run.exits(self.attempt)
         directory.mkdir(parents=True, exist_ok=True)
-        node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        node = os.environ.get("SLURMD_NODENAME") or os.environ.get("NODE_NAME") or socket.gethostname()
         write_json(
             directory / f"node-{self.node_rank}.json",
             {"node": node, "node_rank": self.node_rank, "exit_codes": codes, "time": time.time()},

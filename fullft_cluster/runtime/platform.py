@@ -27,16 +27,40 @@ REQUEUE_TRIES = 12
 """Tries of `scontrol requeue`, ten seconds apart, unless SLURM ends this process first."""
 
 
+class SupersededError(FullftError):
+    """A newer attempt of the run is running, or another supervisor: nothing may be written any more."""
+
+
+class Child(Protocol):
+    """What runs an attempt: a process, or the pods that stand for one."""
+
+    @property
+    def returncode(self) -> int | None:
+        """Return the exit code once it has ended."""
+
+    def poll(self) -> int | None:
+        """Return the exit code once it has ended, else None."""
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+
+    def kill(self) -> None:
+        """End it now."""
+
+
 class Platform(Protocol):
     """A place where attempts run."""
 
     def nodes(self) -> tuple[str, ...]:
         """Return the host names of this attempt, in the order of their ranks."""
 
-    def start(self, run: RunDir, attempt: int) -> subprocess.Popen[bytes]:
-        """Start the node starters, one per node, and return the process that ends when all have."""
+    def start(self, run: RunDir, attempt: int) -> Child:
+        """Start the node starters, one per node, and return what ends when all have."""
 
-    def kill(self, child: subprocess.Popen[bytes]) -> None:
+    def running(self, run: RunDir, attempt: int) -> Child | None:
+        """Return what a supervisor before this one has started, if it outlives its supervisor."""
+
+    def kill(self, child: Child) -> None:
         """End every worker now."""
 
     def why(self, signum: int, lead_seconds: int) -> str:
@@ -81,7 +105,11 @@ class LocalPlatform:
             start_new_session=True,  # a Ctrl-C in the terminal reaches the supervisor alone, which asks in good order
         )
 
-    def kill(self, child: subprocess.Popen[bytes]) -> None:
+    def running(self, run: RunDir, attempt: int) -> Child | None:
+        """The workers die with their supervisor."""
+        return None
+
+    def kill(self, child: Child) -> None:
         """Kill the node starter; its workers die with it."""
         child.kill()
 
@@ -132,7 +160,11 @@ class SlurmPlatform:
         node = _module("fullft_cluster.runtime.node", "--run", str(run.path), "--attempt", str(attempt))
         return subprocess.Popen([*srun, *node], stdin=subprocess.DEVNULL, start_new_session=True)
 
-    def kill(self, child: subprocess.Popen[bytes]) -> None:
+    def running(self, run: RunDir, attempt: int) -> Child | None:
+        """A step ends with its batch script."""
+        return None
+
+    def kill(self, child: Child) -> None:
         """Have the step killed by SLURM, which reaches every node."""
         slurm_cli.try_call(["scancel", "--signal=KILL", f"{self.job_id}.0"])
         child.terminate()

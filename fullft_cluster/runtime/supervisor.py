@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -25,7 +24,7 @@ from fullft_cluster.errors import FullftError
 from fullft_cluster.plan import Plan
 from fullft_cluster.rundir import RunDir, append_line, read_lines, write_json
 from fullft_cluster.runtime import evidence as gather
-from fullft_cluster.runtime.platform import Platform, platform_of
+from fullft_cluster.runtime.platform import Child, Platform, SupersededError, platform_of
 from fullft_cluster.runtime.policy import Decision, Evidence, History, WorkerExit, decide
 
 POLL_SECONDS = 0.5
@@ -36,10 +35,6 @@ OVER_TIME_SECONDS = 10.0
 """What the workers still get when the time limit itself has come: well within KillWait, 30 s by default."""
 
 log = logging.getLogger("supervisor")
-
-
-class SupersededError(FullftError):
-    """A newer attempt of the run is running: nothing may be written any more."""
 
 
 class Supervisor:
@@ -91,7 +86,7 @@ class Supervisor:
             # time of a preemption (_job_complete: "requeue per user/system request"); 22.05 does not.
             log.info("run %s is %s already: nothing to do in this life of the job", self.run.name, over)
             return 1 if over == "failed" else 0
-        decision = self._settle_lost_attempt()
+        decision = self._go_on_watching() or self._settle_lost_attempt()
         while decision is None or decision.action.startswith("requeue"):
             if decision is not None and decision.cause in ("crash", "hang", "oom"):
                 time.sleep(RETRY_SECONDS)
@@ -120,6 +115,22 @@ class Supervisor:
         current = self.run.read_run().get("attempt", 0)
         if self.attempt and current != self.attempt:
             raise SupersededError(f"attempt {current} is running elsewhere; this was attempt {self.attempt}")
+
+    def _go_on_watching(self) -> Decision | None:
+        """Watch the attempt that a supervisor before this one has opened; None when none is under way."""
+        state = self.run.read_run()
+        attempt = state.get("attempt", 0)
+        if not attempt or any(line.get("attempt") == attempt for line in read_lines(self.run.attempts)):
+            return None
+        child = self.platform.running(self.run, attempt)
+        if child is None:
+            return None
+        log.info("attempt %d is under way: going on watching it", attempt)
+        self.attempt, started = attempt, float(state["attempt_started"])
+        hung = self._watch(child, started)
+        return self._conclude(
+            started, time.time(), tuple(state.get("nodes", ())), self.platform.life_state(), hung=hung
+        )
 
     def _settle_lost_attempt(self) -> Decision | None:
         """Write the line of an attempt whose supervisor was killed with its node; None when there is none.
@@ -170,7 +181,7 @@ class Supervisor:
         state_of_life = "TIMEOUT" if self.over_time is not None else self.platform.life_state()
         return self._conclude(started, time.time(), nodes, state_of_life, hung=hung)
 
-    def _watch(self, child: subprocess.Popen[bytes], started: float) -> bool:
+    def _watch(self, child: Child, started: float) -> bool:
         """Wait for the workers; return True when they had to be ended because they stood still."""
         hung = False
         while child.poll() is None:
@@ -186,7 +197,7 @@ class Supervisor:
                 hung = True
                 log.warning("no heartbeat for %d s: ending the workers", self.config.survival.hang_seconds)
                 self.platform.kill(child)
-        log.info("the workers have ended (exit code %d)", child.returncode)
+        log.info("the workers have ended (exit code %s)", child.returncode)
         self.launcher_exit = child.returncode
         self._forward_signals()
         return hung
@@ -260,15 +271,20 @@ def _lost(run: RunDir, workers: tuple[WorkerExit, ...], started: float, ended: f
     return gather.seconds_lost(run, started, ended)
 
 
+def log_to_stdout() -> None:
+    """Send the supervisor's log to its output, with the time."""
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stdout, format="%(asctime)s supervisor: %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     """Supervise the run in RUN until it ends or the scheduler takes over."""
     parser = argparse.ArgumentParser(prog="python -m fullft_cluster.runtime.supervisor", description=__doc__)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--backend", choices=("local", "slurm"), required=True)
     args = parser.parse_args(argv)
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stdout, format="%(asctime)s supervisor: %(message)s", datefmt="%Y-%m-%d %H:%M:%S"
-    )
+    log_to_stdout()
     run = RunDir(args.run)
     try:
         supervisor = Supervisor(run, platform_of(args.backend))

@@ -135,7 +135,7 @@ def test_the_first_pod_is_found_by_its_name(kind: str, address: str) -> None:
     env = {item["name"]: item for item in container["env"]}
     assert env["MASTER_ADDR"]["value"] == address
     assert "job-completion-index" in env["NODE_RANK"]["valueFrom"]["fieldRef"]["fieldPath"]
-    assert container["args"][-2:] == ["--node-rank", "$(NODE_RANK)"]
+    assert container["args"][-4:-2] == ["--node-rank", "$(NODE_RANK)"]
 
 
 def test_a_pytorchjob_takes_the_operators_rendezvous_and_the_replicas_index() -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 
-from fullft_cluster.backends import reopen
 from fullft_cluster.config_load import resolve, to_yaml
 from fullft_cluster.errors import SchedulerError
 from fullft_cluster.model import load_model
@@ -154,7 +153,7 @@ def test_a_run_that_is_over_stays_so_when_its_job_is_requeued(
     second = supervise(run, Script(run))
     assert second == first
     assert second[2]["state"] == state
-    reopen(run)
+    run.reopen()
     _, attempts, now = supervise(run, Script(run, ends(0, 0, kind="done")))
     assert (len(attempts), now["state"]) == (2, "completed")
 
@@ -277,13 +276,12 @@ def test_a_lost_attempt_that_said_93_stays_stopped(run: RunDir) -> None:
 
 
 def test_a_cancelled_attempt_gets_its_line_and_the_resumed_run_goes_on(run: RunDir) -> None:
-    from fullft_cluster.backends import reopen
-
+    
     started = time.time() - 50
     run.update_run(state="cancelled", attempt=1, attempt_started=started, nodes=["node1"], ended=time.time())
     run.exits(1).mkdir(parents=True)
     write_json(run.stop, {"reason": "cancelled"})
-    reopen(run)
+    run.reopen()
     code, attempts, state = supervise(run, Script(run, ends(0, 0, kind="done")))
     assert (code, state["state"]) == (0, "completed")
     assert [line["cause"] for line in attempts] == ["cancelled", "done"]
@@ -318,11 +316,10 @@ def test_a_supervisor_that_was_cut_off_writes_nothing(run: RunDir) -> None:
 
 
 def test_an_older_cancel_does_not_explain_a_later_loss(run: RunDir) -> None:
-    from fullft_cluster.backends import reopen
-
+    
     run.update_run(state="cancelled", attempt=1, attempt_started=time.time(), nodes=["node1"])
     run.exits(1).mkdir(parents=True)
-    reopen(run)
+    run.reopen()
     supervise(run, Script(run, ends(75, 75, kind="stopped", commit=3), here=False))
     run.update_run(state="running", attempt=3, attempt_started=time.time())
     run.exits(3).mkdir(parents=True)

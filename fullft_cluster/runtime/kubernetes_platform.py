@@ -1,0 +1,207 @@
+"""Where attempts run on Kubernetes: pods that a controller keeps there, seen by the API and on the shared volume."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from datetime import datetime
+from pathlib import Path
+
+from fullft_cluster.errors import FullftError, Problem, RunFailedError
+from fullft_cluster.kubernetes_api import Api, ApiError, Json, Watched, object_path
+from fullft_cluster.plan import Plan
+from fullft_cluster.rundir import RunDir, write_json
+from fullft_cluster.runtime import evidence, pod_state
+from fullft_cluster.runtime.kubernetes_target import KINDS, Target, exclude, job_or_none, release
+from fullft_cluster.runtime.meeting import Meeting, Opened, Ticket
+from fullft_cluster.runtime.platform import Child, SupersededError
+from fullft_cluster.runtime.policy import Decision
+from fullft_cluster.runtime.world import Vigil, World
+
+POLL_SECONDS = 1.0
+JOB_SECONDS = 5.0
+"""Between two looks at the training object while pods are waited for."""
+
+OVERDUE_SECONDS = 60.0
+"""After so long past the end of its grace period, a pod that never had a ticket is taken for lost."""
+
+log = logging.getLogger("supervisor")
+
+
+class KubernetesPlatform:
+    """In a pod of its own, without a GPU, beside the training pods."""
+
+    def __init__(self, run: RunDir, target: Target, api: Api) -> None:
+        self.run, self.target, self.api = run, target, api
+        self.plan = Plan.from_json(run.plan.read_bytes())
+        self.meeting = Meeting(run)
+        self.meeting.make()
+        self.vigil = Vigil(self.meeting)
+        self.pods = Watched(api, target.pods_path, target.pods_selector).start()
+        self.world: World | None = None
+        self._tickets: tuple[Ticket, ...] = ()
+        self._excluded: set[str] = set()
+        self._job_seen = False
+        self._identity = uuid.uuid4().hex
+        write_json(self._badge, {"id": self._identity, "time": time.time()})
+
+    @property
+    def _badge(self) -> Path:
+        return self.meeting.directory / "supervisor.json"
+
+    def check(self) -> None:
+        """Raise SupersededError when a newer supervisor has taken over: this one's node was cut off."""
+        if evidence.report(self._badge).get("id") != self._identity:
+            raise SupersededError("another supervisor of this run has taken over")
+
+    # --- the next attempt
+    def nodes(self) -> tuple[str, ...]:
+        """Wait until every node offers itself, and return their names; none when the run is cancelled.
+
+        Raises RunFailedError when the training object or the data preparation has failed.
+        """
+        looked = 0.0
+        log.info("waiting for the pods of %d nodes", self.plan.nodes)
+        while self.run.stop_reason() != "cancelled":
+            self.check()
+            self._release_lost()
+            tickets = self._present()
+            if tickets is not None and self._where_wanted(tickets):
+                self._tickets = tickets
+                return tuple(ticket.node for ticket in tickets)
+            if time.monotonic() - looked > JOB_SECONDS:
+                looked = time.monotonic()
+                self._look_at_job()
+            self.pods.wait(POLL_SECONDS)
+        return ()
+
+    def _present(self) -> tuple[Ticket, ...] | None:
+        """Return a new ticket of every node whose pod is there; None while one is missing."""
+        opened = self.meeting.opened()
+        used = opened.tickets if opened else ()
+        live = {pod["metadata"]["uid"]: pod for pod in self.pods.items().values()}
+        found = []
+        for rank in range(self.plan.nodes):
+            ticket = self.meeting.ticket(rank)
+            pod = live.get(ticket.uid) if ticket is not None else None
+            if ticket is None or pod is None or ticket in used or pod_state.leaving(pod) or pod_state.ended(pod):
+                return None
+            found.append(ticket)
+        return tuple(found)
+
+    def _where_wanted(self, tickets: tuple[Ticket, ...]) -> bool:
+        """Return whether no pod is on an excluded node; if one is, have it made anew elsewhere, once."""
+        bad = {ticket.node for ticket in tickets} & set(self.run.read_run().get("excluded_nodes", ()))
+        if not bad - self._excluded:
+            return True
+        self._excluded |= bad
+        try:
+            exclude(self.api, self.target, self.pods, self.run.read_run()["excluded_nodes"])
+        except FullftError as error:
+            log.warning("could not exclude %s, so it is used again: %s", ", ".join(sorted(bad)), error)
+            return True
+        return False
+
+    def _release_lost(self) -> None:
+        """Release the pods of dead nodes, which would be `Terminating` for ever."""
+        by_uid = {ticket.uid: rank for rank in range(self.plan.nodes) if (ticket := self.meeting.ticket(rank))}
+        for pod in self.pods.items().values():
+            rank = by_uid.get(pod["metadata"]["uid"])
+            silent = _overdue(pod) if rank is None else self.vigil.lost(rank, pod)
+            if pod_state.leaving(pod) and silent:
+                try:
+                    release(self.api, self.target, pod)
+                except ApiError as error:
+                    log.warning("could not release pod %s: %s", pod["metadata"]["name"], error)
+
+    def _look_at_job(self) -> None:
+        """Raise RunFailedError when no pods will come any more; a training object that was deleted is a cancel."""
+        report = evidence.report(self.run.prepare_report)
+        if report.get("exit_code") == 2:
+            errors = report.get("errors") or ["it says no more"]
+            raise RunFailedError([Problem("data preparation", str(error)) for error in errors])
+        if not self.run.data.is_file():
+            check_preparation(self.api, self.target)
+        job = job_or_none(self.api, self.target)
+        if job is None:
+            if self._job_seen:
+                log.warning("the %s is gone: somebody deleted it", KINDS[self.target.kind])
+                write_json(self.run.stop, {"reason": "cancelled", "time": time.time()})
+            return
+        self._job_seen = self._job_seen or bool(job)
+        if end := pod_state.end_of_job(job):
+            fix = "`fullft-cluster resume` goes on from the newest checkpoint."
+            raise RunFailedError(Problem(f"{KINDS[self.target.kind]} {self.target.name}", f"is over: {end[1]}", fix))
+
+    # --- the attempt
+    def start(self, run: RunDir, attempt: int) -> Child:
+        """Open the attempt: the pods see it and start their workers."""
+        opened = Opened(attempt=attempt, tickets=self._tickets)
+        self.meeting.open(attempt, self._tickets)
+        self.world = World(run, opened, self.pods, self.check)
+        return self.world
+
+    def running(self, run: RunDir, attempt: int) -> Child | None:
+        """Return the attempt's pods where a supervisor before this one has opened it, to go on watching."""
+        opened = self.meeting.opened()
+        if opened is None or opened.attempt != attempt:
+            return None
+        self.pods.wait_synced(60)
+        self.world = World(run, opened, self.pods, self.check)
+        return self.world
+
+    def kill(self, child: Child) -> None:
+        """Have every agent kill its workers."""
+        child.kill()
+
+    def why(self, signum: int, lead_seconds: int) -> str:
+        """Nobody sends the supervisor a signal that means the workers."""
+        return "terminated"
+
+    def life_state(self) -> str | None:
+        """Return what ended the pods, in SLURM's words: their own conditions, else a suspended job."""
+        if self.world is None:
+            return None
+        words = pod_state.end_of_world(self.world.last_seen())
+        if words is not None:
+            return words
+        job = job_or_none(self.api, self.target) or {}
+        if not job or not pod_state.suspended(job):
+            return None
+        queued = "kueue.x-k8s.io/queue-name" in job["metadata"].get("labels", {})
+        return "PREEMPTED" if queued else "REQUEUED"
+
+    def past_life_state(self) -> str | None:
+        """Nothing is known of pods that are gone."""
+        return None
+
+    def bad_nodes(self, nodes: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the nodes whose pods fell silent, or were taken off a node that was lost."""
+        return () if self.world is None else tuple(node for node in nodes if node in self.world.lost_nodes())
+
+    def requeue(self, decision: Decision, excluded: tuple[str, ...]) -> bool:
+        """Go on in this process: the agents read in run.json that another attempt follows."""
+        return True
+
+
+def check_preparation(api: Api, target: Target) -> None:
+    """Raise RunFailedError when the Job that prepares the data has failed for good."""
+    try:
+        job = api.find(object_path("Job", target.namespace, f"{target.name}-prepare"))
+    except ApiError as error:
+        log.warning("%s", error)
+        return
+    end = pod_state.end_of_job(job or {})
+    if end is not None and end[0] == "failed":
+        fix = f"Look at `kubectl logs job/{target.name}-prepare --all-containers`."
+        raise RunFailedError(Problem("data preparation", f"job {target.name}-prepare has failed: {end[1]}", fix))
+
+
+def _overdue(pod: Json) -> bool:
+    """Return whether a pod should have been gone a minute ago: its deletionTimestamp has the grace period in it."""
+    stamp = pod["metadata"].get("deletionTimestamp")
+    if not stamp:
+        return False
+    due = datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
+    return time.time() - due > OVERDUE_SECONDS
