@@ -51,6 +51,11 @@ def read_config(path: Path) -> Config:
     return convert(Config, located.data)
 
 
+def read_config_text(text: str) -> Config:
+    """Return the configuration of a config.yaml that `to_yaml` wrote."""
+    return msgspec.yaml.decode(text.encode(), type=Config)
+
+
 def resolve(flags: Mapping[str, Any], sets: Sequence[str], path: Path | None) -> Resolved:
     """Return the configuration from flags (dotted key -> value, None where not given), ``--set`` and a YAML file.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,16 @@ import msgspec
 
 from fullft_cluster.config import Config
 from fullft_cluster.config_load import Resolved
+from fullft_cluster.config_paths import absolute, is_elsewhere
 from fullft_cluster.errors import DoesNotFitError, FullftError, Problem, UsageError
-from fullft_cluster.hardware import CPU, clusters, load_gpu
+from fullft_cluster.hardware import CPU, load_gpu
 from fullft_cluster.hub import fetch_config
 from fullft_cluster.inventory import Inventory, Site, sites
 from fullft_cluster.job import Job, make_job, prepare_time, slurm_attempt
 from fullft_cluster.kubernetes_job import kubernetes_notes
 from fullft_cluster.kubernetes_names import longest_name, object_name
 from fullft_cluster.measured import load_measured
-from fullft_cluster.model import ModelSpec, load_model, presets
+from fullft_cluster.model import ModelSpec, load_model
 from fullft_cluster.plan import Objective, Plan
 from fullft_cluster.planner import Data, make_plan
 from fullft_cluster.quoting import check_name, check_text
@@ -82,7 +83,7 @@ def to_plan(resolved: Resolved, inventory: Inventory | None = None) -> Planned:
         raise UsageError(Problem("model", "is missing", fix))
     model = load_model(config.model, fetch_config)
     data = Data()
-    if config.data.train:
+    if config.data.train and not is_elsewhere(config, config.data.train):
         scan = scan_rows(Path(config.data.train))
         data = Data(rows=scan.rows, text_bytes=scan.text_bytes)
     measured = load_measured(config.cluster or resolved.cluster.name)
@@ -111,21 +112,26 @@ def _rank(plan: Plan, objective: Objective) -> tuple[bool, float]:
 
 
 def to_job(
-    resolved: Resolved, environ: Mapping[str, str], inventory: Inventory | None = None, *, weights_must_exist: bool
+    resolved: Resolved,
+    environ: Mapping[str, str],
+    inventory: Inventory | None = None,
+    *,
+    weights_must_exist: bool,
+    taken: Container[str] = (),
 ) -> Ready:
     """Go on to the rendered job, collecting every problem on the way before raising.
 
     Weights that cannot be found are a note instead of an error unless `weights_must_exist` (a dry run may be made
     where they are not), and only then is the hub asked: what leads to no submit needs no network. Weights at hand that
-    are of another model are always an error.
+    are of another model are always an error. ``taken``: names that runs in the cluster have.
     """
     _check_texts(resolved.config)
-    resolved = _absolute(resolved)
+    resolved = absolute(resolved)
     config = resolved.config
     problems = list(_not_to_submit(config))
     run_dir = None
     try:
-        run_dir = _run_dir(resolved)
+        run_dir = _run_dir(resolved, taken)
     except UsageError as error:
         problems += error.problems
     try:
@@ -144,6 +150,8 @@ def to_job(
         slurm__prepare_time=prepare_time(config, planned.site),
     )
     job = make_job(final, planned.plan, run_dir, sys.executable, planned.site)
+    if is_elsewhere(config, str(config.data.train)):
+        said.append(f"data.train {config.data.train} is not seen from here: its rows are not known, and not checked")
     if job.kubernetes is not None:
         said += kubernetes_notes(final.config, final.cluster, job.plan.nodes)
     return Ready(job, render(job), run_dir, (*planned.notes, *said))
@@ -169,10 +177,14 @@ def _weights(
         weights = find_weights(ref, planned.model.tokenizer, environ, ask_hub=must_exist)
         notes += [f"weights {weights.ref}: {weights.note}"] if weights.note else []
     except UsageError as error:
-        if must_exist:
-            problems += error.problems
+        config = planned.resolved.config
         weights = Weights(ref=str(ref), kind="hub")
-        notes += [f"a submit from here would be refused: {problem}" for problem in error.problems]
+        if config.backend == "kubernetes" and (config.kubernetes.hf_token_secret or is_elsewhere(config, str(ref))):
+            notes += [f"not seen from here, so the pods have to: {problem}" for problem in error.problems]
+        elif must_exist:
+            problems += error.problems
+        else:
+            notes += [f"a submit from here would be refused: {problem}" for problem in error.problems]
     try:
         check_same_model(weights, planned.model)
     except UsageError as error:
@@ -227,44 +239,7 @@ def _texts(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield f"{prefix}{key}", value
 
 
-def _absolute(resolved: Resolved) -> Resolved:
-    """Return the configuration with every path absolute: a job does not start in the directory of its submit."""
-    config = resolved.config
-    runs_dir = _absolute_path(config.output.runs_dir, "output.runs_dir")
-    cache_dir = (
-        _absolute_path(config.data.cache_dir, "data.cache_dir") if config.data.cache_dir else f"{runs_dir}/.cache"
-    )
-    train = _absolute_path(config.data.train, "data.train") if config.data.train else None
-    model = config.model
-    if model and model.lower() not in presets() and _is_there(model):
-        model = _absolute_path(model, "model")
-    cluster = config.cluster
-    if cluster and cluster not in clusters() and _is_there(cluster):
-        cluster = _absolute_path(cluster, "cluster")
-    return resolved.changed(
-        model=model, cluster=cluster, data__train=train, data__cache_dir=cache_dir, output__runs_dir=runs_dir
-    )
-
-
-def _absolute_path(path: str, where: str) -> str:
-    """Return a path as an absolute one. Raises UsageError where there is nothing that it could be relative to."""
-    try:
-        return str(Path(path).expanduser().absolute())
-    except FileNotFoundError:
-        what = f"{path!r} is relative to the current directory, which no longer exists"
-        raise UsageError(Problem(where, what, "Change to one that does, or give an absolute path.")) from None
-    except RuntimeError as error:  # ~user
-        raise UsageError(Problem(where, f"{path!r}: {error}", "Give a path without ~.")) from None
-
-
-def _is_there(path: str) -> bool:
-    try:
-        return Path(path).expanduser().exists()
-    except (OSError, RuntimeError):
-        return False
-
-
-def _run_dir(resolved: Resolved) -> Path:
+def _run_dir(resolved: Resolved, taken: Container[str] = ()) -> Path:
     """Return the run directory: the given name's, or the first free one of the name made of model and data.
 
     Raises UsageError when the given name is no name or is taken.
@@ -285,6 +260,6 @@ def _run_dir(resolved: Resolved) -> Path:
         base = object_name(base, longest_name(config.kubernetes.kind, nodes=1000) - len("-999"))
     candidates = [base, *(f"{base}-{number}" for number in range(2, 1000))]
     for candidate in candidates:
-        if not (runs_dir / candidate).exists():
+        if candidate not in taken and not (runs_dir / candidate).exists():
             return runs_dir / check_name(candidate)
     raise FullftError(Problem("--name", f"{runs_dir} holds a thousand runs of {base}", "Choose a name."))

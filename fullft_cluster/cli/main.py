@@ -29,6 +29,7 @@ COMMANDS = {
     "logs": ("life", "logs"),
     "cancel": ("life", "cancel"),
     "resume": ("life", "resume"),
+    "delete": ("life", "delete"),
 }
 
 

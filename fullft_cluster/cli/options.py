@@ -122,13 +122,15 @@ _SUBMIT = (
         help="Kubernetes: what runs it. [default: pytorchjob]",
     ),
     click.option("--image", help="Kubernetes: the workers' image, with a tag or a digest."),
-    click.option("--namespace", help="Kubernetes namespace. [default: default]"),
+    click.option("--namespace", "-n", help="Kubernetes: the namespace. [default: the context's]"),
+    click.option("--context", help="Kubernetes: the kubeconfig's context. [default: the current one]"),
 )
 runs_dir_option = click.option("--runs-dir", help="Directory of the run directories. [default: runs]")
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 
 
-def _apply(options: tuple[Callable[[F], F], ...], command: F) -> F:
+def apply(options: tuple[Callable[[F], F], ...], command: F) -> F:
+    """Add options to a command, in their order."""
     for option in reversed(options):
         command = option(command)
     return command
@@ -136,12 +138,12 @@ def _apply(options: tuple[Callable[[F], F], ...], command: F) -> F:
 
 def plan_options(command: F) -> F:
     """Add the options that decide a plan."""
-    return _apply((*_SOURCES, *_PLAN), command)
+    return apply((*_SOURCES, *_PLAN), command)
 
 
 def submit_options(command: F) -> F:
     """Add the options that decide a job."""
-    return _apply((*_SOURCES, *_PLAN, *_SUBMIT, runs_dir_option), command)
+    return apply((*_SOURCES, *_PLAN, *_SUBMIT, runs_dir_option), command)
 
 
 def resolved_from(options: dict[str, Any]) -> Resolved:
@@ -168,7 +170,8 @@ def find_run(name: str, runs_dir: str | None) -> RunDir:
     if Path(name).is_dir():
         raise UsageError(Problem(name, "is a directory without run.json, not a run", "Give what `submit` made."))
     known = ", ".join(sorted(path.parent.name for path in root.glob("*/run.json"))[:20]) or "none"
-    raise UsageError(Problem(name, f"no such run in {root} (there: {known})", "Give a name, a path, or --runs-dir."))
+    fix = "Give a name, a path, or --runs-dir; --backend kubernetes looks for it in the cluster."
+    raise UsageError(Problem(name, f"no such run in {root} (there: {known})", fix))
 
 
 def status_command(run: RunDir) -> str:

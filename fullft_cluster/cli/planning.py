@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Container
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,12 +35,30 @@ def _with_backend(resolved: Resolved) -> Resolved:
     return resolved if resolved.config.backend else resolved.changed(backend="slurm")
 
 
-def _ready(options: dict[str, Any], *, dry: bool) -> Ready:
-    resolved = _with_backend(resolved_from(options))
-    ready = to_job(resolved, os.environ, inventory_of(resolved), weights_must_exist=not dry)
+def make_ready(options: dict[str, Any], *, dry: bool, taken: Container[str] = ()) -> Ready:
+    """Return the job that a command's options describe, and say what the user should know of it.
+
+    ``dry``: nothing will run, so weights need not be found. ``taken``: names of runs in the cluster.
+    """
+    resolved = _with_namespace(_with_backend(resolved_from(options)), options.get("context"))
+    inventory = inventory_of(resolved)
+    ready = to_job(resolved, os.environ, inventory, weights_must_exist=not dry, taken=taken)
     for note in ready.notes:
         say(note)
     return ready
+
+
+def _with_namespace(resolved: Resolved, context: str | None) -> Resolved:
+    """Return the configuration with the namespace of the kubeconfig's context, where it names none itself."""
+    if resolved.config.backend != "kubernetes" or "kubernetes.namespace" in resolved.origins:
+        return resolved
+    from fullft_cluster.kubernetes_api.connection import default_namespace
+
+    namespace = default_namespace(context)
+    if namespace is None:
+        return resolved
+    origins = {**resolved.origins, "kubernetes.namespace": "the kubeconfig's context"}
+    return dataclasses.replace(resolved.changed(kubernetes__namespace=namespace), origins=origins)
 
 
 @click.command()
@@ -46,7 +66,7 @@ def _ready(options: dict[str, Any], *, dry: bool) -> Ready:
 @click.option("-o", "output", type=click.Path(path_type=Path), metavar="DIR", help="Write every file of the job there.")
 def render(output: Path | None, **options: Any) -> None:
     """Print the exact script or manifests of a job, or write all its files (config, plan, ... too) to DIR."""
-    ready = _ready(options, dry=True)
+    ready = make_ready(options, dry=True)
     if output is None:
         click.echo(ready.rendered.script, nl=False)
         return
@@ -62,15 +82,28 @@ def render(output: Path | None, **options: Any) -> None:
 @click.command()
 @submit_options
 @json_option
-@click.option("--dry-run", is_flag=True, help="Print the bytes that would be submitted and change nothing.")
-def submit(as_json: bool, dry_run: bool, **options: Any) -> None:
+@click.option(
+    "--dry-run",
+    type=click.Choice(["client", "server"]),
+    is_flag=False,
+    flag_value="client",
+    help="Print the bytes that would be submitted and change nothing; =server has the API server judge them.",
+)
+def submit(as_json: bool, dry_run: str | None, **options: Any) -> None:
     """Plan, render, prepare the data and submit. Prints the run's name."""
     from fullft_cluster.backends import backend_of
 
-    if resolved_from(options).config.backend == "kubernetes":
-        backend_of("kubernetes")  # refuses, before a long plan
-    ready = _ready(options, dry=dry_run)
-    if dry_run:
+    on_kubernetes = resolved_from(options).config.backend == "kubernetes"
+    if on_kubernetes and dry_run != "client":
+        from fullft_cluster.cli.cluster_submit import submit_to_cluster
+
+        submit_to_cluster(options, as_json=as_json, dry_run=dry_run is not None)
+        return
+    if dry_run == "server":
+        what = "asks an API server, and this is no job for Kubernetes"
+        raise UsageError(Problem("--dry-run=server", what, "Use --dry-run, or --backend kubernetes."))
+    ready = make_ready(options, dry=dry_run is not None)
+    if dry_run is not None:
         if as_json:
             print_json(ready.rendered)
         else:
@@ -159,7 +192,7 @@ def prepare(run_path: Path | None, **options: Any) -> None:
     if run_path is not None:
         command += ["--run", str(run_path.absolute())]
         raise click.exceptions.Exit(subprocess.run(command, check=False).returncode)
-    ready = _ready(options, dry=False)
+    ready = make_ready(options, dry=False)
     import tempfile
 
     with tempfile.TemporaryDirectory() as scratch:

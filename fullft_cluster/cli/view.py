@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -19,6 +19,8 @@ from fullft_cluster.units import duration
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from fullft_cluster.backends.kubernetes import KubernetesBackend
 
 POLL_SECONDS = 1.0
 PIPED_WIDTH = 400
@@ -139,13 +141,14 @@ def _watch_lines(read: Callable[[], Status], *, as_json: bool) -> Status:
     shown = None
     while True:
         now = read()
-        key = (now.state, now.attempt, now.step, now.phase)
+        key = (now.state, now.attempt, now.step, now.phase, now.reason)
         if key != shown:
             shown = key
             if as_json:
                 click.echo(json.dumps(msgspec.to_builtins(now)))
             else:
-                click.echo(f"{now.name}: {now.state}, attempt {now.attempt} | {progress_line(now)}", err=True)
+                why = f" ({now.reason})" if now.reason else ""
+                click.echo(f"{now.name}: {now.state}{why}, attempt {now.attempt} | {progress_line(now)}", err=True)
         if now.state in ENDED:
             return now
         time.sleep(POLL_SECONDS)
@@ -187,3 +190,24 @@ def follow_logs(run: RunDir, seen: dict[Path, int], read: Callable[[], Status], 
         if ended:
             return
         time.sleep(POLL_SECONDS)
+
+
+def print_pods(backend: KubernetesBackend, name: str, options: Mapping[str, Any]) -> int:
+    """Print the last lines of every pod's log, each under its name; return how many logs there were."""
+    found = 0
+    for log, lines in backend.logs(name, tail=options["lines"], previous=options["previous"]):
+        found += 1
+        if not options["as_json"]:
+            click.echo(f"==> {log} <==")
+        for line in lines:
+            click.echo(json.dumps({"log": log, "line": line}) if options["as_json"] else line)
+    return found
+
+
+def follow_pods(backend: KubernetesBackend, name: str, *, tail: int, as_json: bool) -> None:
+    """Print what every pod says, with the pod's name, until the run has ended."""
+
+    def show(log: str, line: str) -> None:
+        click.echo(json.dumps({"log": log, "line": line}) if as_json else f"{log}: {line}")
+
+    backend.follow(name, show, tail=tail)

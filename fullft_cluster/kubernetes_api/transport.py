@@ -66,6 +66,7 @@ class Transport:
         self.report = report
         self.sleep: Callable[[float], None] = time.sleep
         self._answered = False
+        self._warned: set[str] = set()
         self._away = threading.Event()
 
     def request(
@@ -104,6 +105,7 @@ class Transport:
             self._answered = True
             if 200 <= answer.status < 300:
                 self._is_back()
+                self._warn(answer.headers.get("Warning", ""))
                 return answer
             fault = failure(answer.status, _status(answer.data), request.method, request.path, self.host)
             if isinstance(fault, Invalid) or answer.status not in AGAIN or (answer.status != 429 and not request.again):
@@ -142,6 +144,13 @@ class Transport:
             self.report(f"kubernetes: {problem.problems[0].what}; trying again for {self._patience():.0f} s")
         if not patience.pause(at_least):
             raise problem
+
+    def _warn(self, header: str) -> None:
+        """Pass on what the server warns of (``299 - "text"``), each once, as kubectl does."""
+        for text in re.findall(r'299 \S+ "((?:[^"\\]|\\.)*)"', header):
+            if text not in self._warned:
+                self._warned.add(text)
+                self.report(f"kubernetes: warning: {text}")
 
     def _is_back(self) -> None:
         if self._away.is_set():

@@ -1,0 +1,72 @@
+"""What a Job, PyTorchJob, JobSet or TrainJob, and Kueue's Workload, say of themselves. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+Json = Mapping[str, Any]
+End = Literal["completed", "failed"]
+_ENDS: dict[str, End] = {
+    "Complete": "completed",  # Job, TrainJob
+    "Completed": "completed",  # JobSet
+    "Succeeded": "completed",  # PyTorchJob
+    "Failed": "failed",
+}
+
+
+def end_of(job: Json) -> tuple[End | None, str]:
+    """Return how an object that runs pods has ended, None while it has not, and its words for it."""
+    for condition in (job.get("status") or {}).get("conditions") or ():
+        if condition.get("status") == "True" and condition.get("type") in _ENDS:
+            words = " ".join(str(condition.get("message") or condition.get("reason") or "").split())
+            return _ENDS[condition["type"]], words
+    return None, ""
+
+
+def is_suspended(job: Json) -> bool:
+    """Return whether its pods are held back: by Kueue, by the supervisor, or by hand."""
+    spec = job.get("spec") or {}
+    run_policy = spec.get("runPolicy") or {}
+    return bool(spec.get("suspend") or run_policy.get("suspend"))
+
+
+def queue_of(job: Json) -> str | None:
+    """Return the Kueue queue that an object is in."""
+    labels = job["metadata"].get("labels") or {}
+    name = labels.get("kueue.x-k8s.io/queue-name")
+    return None if name is None else str(name)
+
+
+def workload_of(job: Json, workloads: Sequence[Json]) -> Json | None:
+    """Return Kueue's Workload of an object: the newest that it owns."""
+    uid = job["metadata"].get("uid")
+    owned = [
+        one for one in workloads if any(ref.get("uid") == uid for ref in one["metadata"].get("ownerReferences") or ())
+    ]
+    return max(owned, key=lambda one: str(one["metadata"].get("creationTimestamp", "")), default=None)
+
+
+def queued(job: Json, workloads: Sequence[Json]) -> str:
+    """Return why Kueue holds an object back: its own words."""
+    queue = queue_of(job)
+    workload = workload_of(job, workloads)
+    if workload is None:
+        return f"queued by Kueue in {queue}"
+    conditions = {one["type"]: one for one in (workload.get("status") or {}).get("conditions") or ()}
+    told = [f"queued by Kueue in {queue}"]
+    evicted = conditions.get("Evicted", {})
+    if evicted.get("status") == "True":
+        told.append(f"{evicted.get('reason', 'evicted').lower()}: {_line(evicted.get('message'))}")
+    for kind in ("QuotaReserved", "Admitted"):
+        condition = conditions.get(kind, {})
+        if condition.get("status") == "False" and condition.get("message"):
+            told.append(_line(condition["message"]))
+            break
+    if (workload.get("spec") or {}).get("active") is False:
+        told.append("its Workload is switched off (spec.active)")
+    return ": ".join((told[0], "; ".join(told[1:]))) if told[1:] else told[0]
+
+
+def _line(text: object) -> str:
+    return " ".join(str(text or "").split())
