@@ -1,29 +1,35 @@
-"""A Kubernetes control plane as a fixture: one session, one start."""
+"""Kubernetes as fixtures: a control plane to be looked at, and a cluster to run things on. Each is started once."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import kube_assets
+import kube_lab
 import kube_nodes
 import pytest
+from kube_lab import Lab
 from kube_plane import ControlPlane
 
 NODES = 10_000
+CLUSTERS = pytest.StashKey[Lab]()
+
+
+def require(reason: str | None) -> None:
+    """Skip for that reason, if any; an error where nothing must be missing (FULLFT_CLUSTER_REQUIRE_KUBERNETES=1)."""
+    if reason and os.environ.get("FULLFT_CLUSTER_REQUIRE_KUBERNETES") == "1":
+        pytest.fail(reason)
+    if reason:
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
 def big_plane() -> Iterator[ControlPlane]:
-    """A control plane that knows 10,000 nodes, to be looked at only (20 s, most of it to create the nodes).
-
-    Where it must not be missing (FULLFT_CLUSTER_REQUIRE_KUBERNETES=1), the absence of its binaries is an error.
-    """
+    """A control plane that knows 10,000 nodes, to be looked at only (20 s, most of it to create the nodes)."""
     assets = kube_assets.find()
-    if isinstance(assets, str) and os.environ.get("FULLFT_CLUSTER_REQUIRE_KUBERNETES") == "1":
-        pytest.fail(assets)
-    if isinstance(assets, str):
-        pytest.skip(assets)
+    require(assets if isinstance(assets, str) else None)
+    assert not isinstance(assets, str)
     plane = ControlPlane(assets)
     try:
         plane.up()
@@ -31,3 +37,35 @@ def big_plane() -> Iterator[ControlPlane]:
         yield plane
     finally:
         plane.down()
+
+
+@pytest.fixture(scope="session")
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A cluster with controllers, all operators, and nodes whose pods are processes of this machine (10 s)."""
+    operators = tuple(kube_assets.OPERATORS)
+    require(kube_lab.missing(operators))
+    cluster = Lab(operators)
+    request.config.stash[CLUSTERS] = cluster
+    try:
+        cluster.up()
+        yield cluster
+    finally:
+        cluster.down()
+
+
+@pytest.fixture
+def namespace(lab: Lab) -> Iterator[str]:
+    """A fresh namespace that the user `user` may use; all nodes are well again at its end."""
+    with lab.namespace() as name:
+        yield name
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Say where the logs of the cluster are, and keep them, if a test fails that uses it."""
+    report = yield
+    cluster = item.config.stash.get(CLUSTERS, None)
+    if report.failed and cluster is not None and "lab" in getattr(item, "fixturenames", ()):
+        cluster.failed = True
+        report.sections.append(("Kubernetes", f"logs: {cluster.directory} (pods: kubelet/pods)"))
+    return report

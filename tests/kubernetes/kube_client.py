@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import select
 import ssl
 import threading
 import time
@@ -51,16 +52,12 @@ class Client:
         """
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         kept = getattr(self._local, "connection", None)
-        if kept is not None:
-            try:
-                return self._ask(kept, method, path, data, kind)
-            except (http.client.HTTPException, OSError):  # the server has closed it meanwhile
-                kept.close()
-                self._local.connection = None
-                if method == "POST":  # it may have been carried out
-                    raise
-        self._local.connection = self.connect()
-        return self._ask(self._local.connection, method, path, data, kind)
+        if kept is None or kept.sock is None or select.select([kept.sock], [], [], 0)[0]:
+            kept = self.connect()  # none yet, or the server has closed it meanwhile
+        self._local.connection = None
+        answer = self._ask(kept, method, path, data, kind)
+        self._local.connection = kept
+        return answer
 
     def connect(self, timeout: float = 60) -> http.client.HTTPSConnection:
         """Return a connection that trusts the server's authority alone."""

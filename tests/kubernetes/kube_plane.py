@@ -51,11 +51,12 @@ BINDING = {
 class ControlPlane:
     """The running control plane. `kubeconfig(user)` is what a client of it needs.
 
-    `assets` are its binaries by name, `flags` what the API server is told besides the flags of all planes.
+    `assets` are its binaries by name, `flags` what the API server is told besides the flags of all planes, `first`
+    what each command begins with.
     """
 
-    def __init__(self, assets: Mapping[str, Path], flags: Sequence[str] = ALONE) -> None:
-        self.assets, self.flags = assets, flags
+    def __init__(self, assets: Mapping[str, Path], flags: Sequence[str] = ALONE, first: Sequence[str] = ()) -> None:
+        self.assets, self.flags, self.first = assets, flags, first
         self.directory = Path(tempfile.mkdtemp(prefix="kube"))
         self.directory.chmod(0o755)  # what pods mount lies in it, and their users are others
         self.etcd_port, self.peer_port, self.port = free_ports(3)
@@ -120,7 +121,7 @@ class ControlPlane:
         assert threading.current_thread() is threading.main_thread(), "children are started from the main thread"
         with (self.directory / f"{name}.log").open("ab") as log:
             self.children[name] = subprocess.Popen(
-                [*CHILD, *wrapper, str(self.assets[name]), *arguments],
+                [*CHILD, *self.first, *wrapper, str(self.assets[name]), *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -153,9 +154,10 @@ class ControlPlane:
     # --- talking to it
     def client(self, user: str = "admin") -> Client:
         """Return a client of its own for one of USERS."""
-        return Client(HOST, self.port, self._certificate().decode(), f"{user}-token")
+        return Client(HOST, self.port, self.certificate().decode(), f"{user}-token")
 
-    def _certificate(self) -> bytes:
+    def certificate(self) -> bytes:
+        """Return what clients verify the API server by, as PEM."""
         return (self.directory / "certificates" / "apiserver.crt").read_bytes()
 
     def request(self, method: str, path: str, *, user: str = "admin", body: Any = None) -> tuple[int, bytes]:
@@ -180,7 +182,7 @@ class ControlPlane:
         """Write the kubeconfig of one of USERS and return its path."""
         cluster = {
             "server": f"https://{HOST}:{self.port}",
-            "certificate-authority-data": base64.b64encode(self._certificate()).decode(),
+            "certificate-authority-data": base64.b64encode(self.certificate()).decode(),
         }
         config = {
             "apiVersion": "v1",
