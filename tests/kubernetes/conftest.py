@@ -46,8 +46,10 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     require(kube_lab.missing(operators))
     cluster = Lab(operators)
     request.config.stash[CLUSTERS] = cluster
+    cluster.failed = True  # until it is up
     try:
         cluster.up()
+        cluster.failed = False
         yield cluster
     finally:
         cluster.down()
@@ -62,10 +64,14 @@ def namespace(lab: Lab) -> Iterator[str]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Say where the logs of the cluster are, and keep them, if a test fails that uses it."""
+    """If a test fails that uses the cluster, say what is in its namespace and where the logs are, and keep them."""
     report = yield
     cluster = item.config.stash.get(CLUSTERS, None)
     if report.failed and cluster is not None and "lab" in getattr(item, "fixturenames", ()):
         cluster.failed = True
-        report.sections.append(("Kubernetes", f"logs: {cluster.directory} (pods: kubelet/pods)"))
+        said = f"logs: {cluster.directory} (pods: kubelet/pods)"
+        if report.when == "call" and (name := getattr(item, "funcargs", {}).get("namespace")):
+            shown = cluster.kubectl("get", "all,pvc,events", "--output=wide", namespace=name)
+            said += f"\n{shown.stdout}{shown.stderr}"
+        report.sections.append(("Kubernetes", said))
     return report

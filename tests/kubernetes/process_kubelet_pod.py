@@ -137,12 +137,15 @@ class Pod:
         return self._until(volumes.prepare, lambda error: self.reporter.event(self, "FailedMount", str(error)))
 
     def _until(self, action: Callable[[], None], failed: Callable[[SourceError], None]) -> bool:
+        said = ""
         while not self._stopping.is_set():
             try:
                 action()
                 return True
             except SourceError as error:
-                failed(error)
+                if str(error) != said:
+                    said = str(error)
+                    failed(error)
                 self._stopping.wait(HELD)
         return False
 

@@ -6,7 +6,9 @@ import base64
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -173,6 +175,31 @@ def test_a_lost_nodes_pods_stay_until_somebody_lets_go_of_them(lab: Lab, namespa
     )  # nobody says otherwise
     lab.bring_back("gpu-3")
     assert main(reaches(lab, namespace, "orphan", "Failed"))["state"]["terminated"]["exitCode"] == 137
+
+
+def test_a_pod_that_was_cut_off_goes_on_until_its_node_hears_of_its_end(lab: Lab, namespace: str, make: Make) -> None:
+    script = "while sleep 0.1; do date +%s%N > /shared/alive; done"
+    export = lab.nfs("files.example.org", f"/exports/{namespace}")
+    volume = {"name": "shared", "nfs": {"server": "files.example.org", "path": f"/exports/{namespace}"}}
+    mounts = {"volumeMounts": [{"name": "shared", "mountPath": "/shared"}]}
+    make("cut-off", script, container=mounts, volumes=[volume], nodeSelector={"kubernetes.io/hostname": "gpu-2"})
+    alive = export / "alive"
+    lab.wait_for(alive.exists)
+    lab.cut_off("gpu-2")
+    lab.patch(f"/api/v1/namespaces/{namespace}/pods/cut-off", {"metadata": {"finalizers": None}})
+    lab.delete_pod(namespace, "cut-off", grace=0)
+    assert lab.pods(namespace) == []
+    seen = alive.read_text()
+    lab.wait_for(lambda: alive.read_text() != seen)
+    lab.bring_back("gpu-2")
+    lab.wait_for(lambda: _still(alive))
+
+
+def _still(file: Path) -> bool:
+    """Whether nobody writes to the file any more: it is written ten times a second."""
+    before = file.read_text()
+    time.sleep(1)
+    return file.read_text() == before
 
 
 def test_a_queue_of_kueue_admits(lab: Lab) -> None:
