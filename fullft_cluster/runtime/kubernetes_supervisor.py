@@ -21,6 +21,7 @@ from fullft_cluster.runtime.desk import Desk
 from fullft_cluster.runtime.kubernetes_platform import KubernetesPlatform, check_preparation
 from fullft_cluster.runtime.kubernetes_target import KINDS, Target
 from fullft_cluster.runtime.platform import SupersededError
+from fullft_cluster.runtime.pod import volume_words
 from fullft_cluster.runtime.policy import EXIT_DO_NOT_REQUEUE, EXIT_STOPPED
 from fullft_cluster.runtime.supervisor import Supervisor, log_to_stdout
 
@@ -82,6 +83,9 @@ def main(argv: list[str] | None = None) -> int:
     except FullftError as error:
         log.error("%s", error)
         return error.exit_code
+    except OSError as error:
+        log.error("%s", volume_words(error))
+        return 1
 
 
 if __name__ == "__main__":

@@ -67,16 +67,19 @@ class Target(Frozen, frozen=True):
 def release(api: Api, target: Target, pod: Json) -> None:
     """Have a pod of a dead node replaced: nobody is left there to say that it has ended.
 
-    A Job whose policy looks at failures makes a new pod only once the old one has failed, so that is said first, as the
-    garbage collector of pods does for nodes that are gone
-    (https://kubernetes.io/docs/concepts/workloads/controllers/job/#pod-replacement-policy).
+    A Job whose policy looks at failures makes a new pod only once the old one has failed
+    (https://kubernetes.io/docs/concepts/workloads/controllers/job/#pod-replacement-policy), which nobody is left to say,
+    so its finalizer is taken away as well. (To say it here would take a right on pods/status, which the users of a
+    namespace do not have, so they could not give it.)
     """
     name = pod["metadata"]["name"]
     path = object_path("Pod", target.namespace, name)
     log.warning("releasing pod %s: its node %s does not answer", name, pod["spec"].get("nodeName"))
     try:
-        api.merge_patch(f"{path}/status", {"status": {"phase": "Failed", "reason": "NodeLost"}})
         api.delete(path, grace_seconds=0, uid=pod["metadata"]["uid"])
+        if (left := api.find(path)) and left["metadata"]["uid"] == pod["metadata"]["uid"]:
+            ours = {"uid": pod["metadata"]["uid"], "finalizers": None}
+            api.merge_patch(path, {"metadata": ours})
     except NotFound:
         return
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shutil
 import sys
 import time
@@ -110,6 +111,15 @@ def run_node(run: RunDir, node_rank: int, stopped_exit: int) -> int:
     return agent.run()
 
 
+def volume_words(error: OSError) -> str:
+    """Return what to do about a volume that cannot be read or written."""
+    if isinstance(error, PermissionError):
+        who = f"{os.getuid()}:{os.getgid()}"
+        fix = f"Write kubernetes.run_as_user and run_as_group of its owner, or `chown {who}` the directory."
+        return str(Problem(str(error.filename), f"the user of this pod ({who}) has no permission", fix))
+    return str(error)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Do one of the two; return the exit code: 93 for what a restart of the node repeats."""
     parser = argparse.ArgumentParser(prog="python -m fullft_cluster.runtime.pod", description=__doc__)
@@ -128,6 +138,9 @@ def main(argv: list[str] | None = None) -> int:
             return run_node(RunDir(args.run), args.node_rank, args.stopped_exit)
         make(RunDir(args.run), args.files)
         return 0
+    except OSError as error:
+        print(volume_words(error), file=sys.stderr)
+        return 2 if args.command == "make" and isinstance(error, PermissionError) else 1
     except FullftError as error:
         print(error, file=sys.stderr)
         return EXIT_DO_NOT_REQUEUE if args.command == "node" and isinstance(error, UsageError) else error.exit_code
