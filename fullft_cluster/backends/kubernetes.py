@@ -12,7 +12,7 @@ from fullft_cluster.backends.kubernetes_jobs import end_of
 from fullft_cluster.backends.kubernetes_logs import Follower, Print, logs_of, ordered, read_log
 from fullft_cluster.backends.kubernetes_objects import REMOVABLE, TRAINING, Names, documents, path_of, words_of
 from fullft_cluster.backends.kubernetes_preflight import judged_by_server, preflight
-from fullft_cluster.backends.kubernetes_status import kubernetes_status
+from fullft_cluster.backends.kubernetes_status import kubernetes_status, request_of
 from fullft_cluster.backends.kubernetes_submit import make_all
 from fullft_cluster.backends.kubernetes_view import View, read_view, read_views, run_names
 from fullft_cluster.config import Config
@@ -122,7 +122,9 @@ class KubernetesBackend:
             raise UsageError(Problem(name, "is completed", "Submit a new run to train further."))
         lost = view.supervisor is None or end_of(view.supervisor)[0] is not None
         if status.state not in ENDED and not lost:
-            raise UsageError(Problem(name, f"waits or runs in the cluster ({status.state})", "Cancel it first."))
+            stopping = request_of(view) == "cancel"
+            fix = "It was asked to stop: wait until `status` says cancelled." if stopping else "Cancel it first."
+            raise UsageError(Problem(name, f"waits or runs in the cluster ({status.state})", fix))
         objects = self._again(view, keep_training=status.state not in ENDED)
         for old in self._to_replace(view, objects):
             self.api.delete(path_of(old), propagation="Foreground")

@@ -7,6 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Json = Mapping[str, Any]
+MOST_WORDS = 300
+"""Characters of a container's last words (its terminationMessagePath, or the end of its log)."""
+_EXPECTED = frozenset({0, 75, 93, 143})
+"""Done; stopped with a checkpoint; what a restart repeats, which the run's own reason explains; SIGTERM."""
 _PULL = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "RegistryUnavailable"})
 _CONFIG = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError", "PreCreateHookError"})
 _INSUFFICIENT = re.compile(r"Insufficient ([\w./-]+)")
@@ -131,6 +135,19 @@ def _ends(pod: Json) -> Iterator[str]:
         yield f"its node {pod['spec'].get('nodeName')} is lost"
     elif status.get("phase") == "Failed" and status.get("reason"):
         yield f"{status['reason']}: {_one_line(str(status.get('message', '')))}"
+    elif status.get("phase") == "Failed":
+        yield from _exits(pod)
+
+
+def _exits(pod: Json) -> Iterator[str]:
+    """Yield how containers have failed, but for the ends that the policy of restarts is made for."""
+    status = pod["status"]
+    for one in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
+        ended = (one.get("state") or {}).get("terminated") or {}
+        code = ended.get("exitCode", 0)
+        if code not in _EXPECTED and ended.get("reason") != "OOMKilled":
+            words = _one_line(str(ended.get("message", "")))[-MOST_WORDS:]
+            yield f"{one['name']} ended with exit code {code}" + (f": {words}" if words else "")
 
 
 def _mounts(pod: Json, events: Sequence[Json]) -> Iterator[str]:

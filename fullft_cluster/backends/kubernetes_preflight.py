@@ -12,7 +12,7 @@ from fullft_cluster.backends.kubernetes_quota import quota_problems
 from fullft_cluster.backends.kubernetes_references import reference_notes, reference_problems
 from fullft_cluster.config import KubernetesConfig
 from fullft_cluster.errors import FullftError, Problem, SchedulerError, UsageError
-from fullft_cluster.kubernetes_api import Api, ApiError, Forbidden, GroupNotFound, Json, object_path
+from fullft_cluster.kubernetes_api import Api, ApiError, Forbidden, GroupNotFound, Json, NotFound, object_path
 from fullft_cluster.kubernetes_api.failures import NamespaceNotFound, Permission, grants, group_problem
 from fullft_cluster.kubernetes_api.kinds import KINDS, Kind
 
@@ -136,14 +136,18 @@ def _quotas(api: Api, objects: Sequence[Json], own: KubernetesConfig) -> list[Pr
 def judged_by_server(api: Api, objects: Sequence[Json]) -> tuple[list[Json], list[str]]:
     """Have the server and its webhooks judge objects without making them; return those judged, and what could not be.
 
-    Raises FullftError with everything that is refused. A TrainJob is refused before its runtime is there, which only a
-    true apply makes.
+    Raises FullftError with everything that is refused. Some are refused only because what they refer to is not there
+    yet, which a true apply makes before them: a TrainJob without its runtime, and, unless one may bind any role, a
+    RoleBinding without its Role.
     """
     findings, judged, notes = Findings(), [], []
-    runtimes = {obj["metadata"]["name"] for obj in objects if obj["kind"] == "TrainingRuntime"}
+    before: set[tuple[str, str]] = set()
     for obj in objects:
-        if obj["kind"] == "TrainJob" and obj["spec"]["runtimeRef"]["name"] in runtimes:
-            notes.append(f"{words_of(obj)} cannot be judged before its TrainingRuntime is there")
+        needed = _needs(obj)
+        waits = f"{words_of(obj)} cannot be judged before its {' '.join(needed)} is there" if needed in before else ""
+        before.add((obj["kind"], obj["metadata"]["name"]))
+        if waits and obj["kind"] == "TrainJob":
+            notes.append(waits)
             continue
         try:
             api.apply(obj, dry_run=True)
@@ -152,12 +156,23 @@ def judged_by_server(api: Api, objects: Sequence[Json]) -> tuple[list[Json], lis
             findings.cluster += error.problems
         except NamespaceNotFound as error:
             findings.usage += error.problems
+        except NotFound as error:
+            if waits:
+                notes.append(waits)
+            else:
+                findings.cluster += error.problems
         except ApiError as error:
             if error.status in {0, 401} or error.status >= 500:
                 raise
             findings.cluster += [_grant_needed(error, obj)]
     findings.check()
     return judged, notes
+
+
+def _needs(obj: Json) -> tuple[str, str]:
+    """Return the kind and name of what an object refers to, and is refused without."""
+    ref = (obj.get("spec") or {}).get("runtimeRef") if obj["kind"] == "TrainJob" else obj.get("roleRef")
+    return (str(ref["kind"]), str(ref["name"])) if ref else ("", "")
 
 
 def _grant_needed(error: ApiError, obj: Json) -> Problem:

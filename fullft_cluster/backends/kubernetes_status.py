@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -132,8 +131,7 @@ def _preparing(view: View) -> tuple[State, str] | None:
     pods = view.of("prepare")
     problems = list(_problems(view, pods))
     if end == "failed":
-        said = [message for pod in pods if (message := _last_words(pod))]
-        told = _joined([*said, *problems]) or words
+        told = _joined(problems) or words
         return "failed", f"data preparation: {told}. `logs {view.name} --backend kubernetes` shows it"
     if queue_of(view.prepare) and is_suspended(view.prepare):
         return "pending", f"data preparation {queued(view.prepare, view.workloads)}"
@@ -181,9 +179,10 @@ def _problems(view: View, pods: list[Json]) -> Iterator[str]:
         about = [event for event in view.warnings if (event.get("involvedObject") or {}).get("uid") == uid]
         for problem in pod_problems(pod, about):
             told.setdefault(problem, []).append(short_name(pod["metadata"]["name"], view.name))
-    for problem, names in told.items():
+    for problem, every in told.items():
+        names = list(dict.fromkeys(every))
         few = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        yield f"{few}: {problem}"
+        yield f"{few}{f' ({len(every)} times)' if len(every) > len(names) else ''}: {problem}"
 
 
 def _supervisor(view: View, now: float) -> Iterator[str]:
@@ -206,16 +205,6 @@ def _supervisor(view: View, now: float) -> Iterator[str]:
 
 def _is_running(pod: Json) -> bool:
     return pod["status"].get("phase") == "Running" and not pod["metadata"].get("deletionTimestamp")
-
-
-def _last_words(pod: Json) -> str:
-    """Return what a pod's containers said at their end (terminationMessagePath, or the last lines of the log)."""
-    status: Any = pod["status"]
-    for one in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
-        ended = (one.get("state") or {}).get("terminated") or {}
-        if ended.get("exitCode") and ended.get("message"):
-            return " ".join(str(ended["message"]).split())[-400:]
-    return ""
 
 
 def _joined(parts: list[str]) -> str:

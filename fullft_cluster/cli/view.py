@@ -197,7 +197,7 @@ def print_pods(backend: KubernetesBackend, name: str, options: Mapping[str, Any]
     found = 0
     for log, lines in backend.logs(name, tail=options["lines"], previous=options["previous"]):
         found += 1
-        if not options["as_json"]:
+        if lines and not options["as_json"]:
             click.echo(f"==> {log} <==")
         for line in lines:
             click.echo(json.dumps({"log": log, "line": line}) if options["as_json"] else line)

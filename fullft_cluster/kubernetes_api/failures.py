@@ -176,7 +176,10 @@ def _not_found(place: Place, body: Mapping[str, Any], facts: dict[str, Any]) -> 
     details = body.get("details") or {}
     if details.get("name") and facts["reason"] == "NotFound":
         at = f" in namespace {place.namespace}" if place.namespace else ""
-        return NotFound(Problem(place.words, f"is not there{at}"), **facts)
+        about = (
+            "is not there" if details["name"] == place.name else f"{details.get('kind')} {details['name']} is not there"
+        )
+        return NotFound(Problem(place.words, f"{about}{at}"), **facts)
     return GroupNotFound(group_problem(place.group, place.resource.partition("/")[0]), **facts)
 
 
