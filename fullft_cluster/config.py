@@ -162,6 +162,8 @@ class KubernetesConfig(Frozen, frozen=True):
     """Who starts the pods together where Kueue does not: a PodGroup is made, and the scheduler named."""
     scheduler_name: str | None = None
     """The scheduler of the pods; default the cluster's, or the usual name of `gang`."""
+    volcano_queue: str | None = None
+    """Volcano's Queue, with `gang: volcano`; default Volcano's own, `default`."""
     active_deadline: str | None = None
     """How long the training may be active before it is ended for good: `7d`, `36h`, or `none`; default three times the
     longest of the plan's estimate, and a day at least. Time in a queue does not count."""
@@ -189,6 +191,8 @@ class KubernetesConfig(Frozen, frozen=True):
     run_as_group: Annotated[int, Meta(ge=1, lt=2**31)] = 1000
     env: dict[str, str] = msgspec.field(default_factory=dict)
     """Environment of the containers, over the cluster profile's."""
+    egress_ports: tuple[Annotated[int, Meta(ge=1, le=65535)], ...] = ()
+    """TCP ports that the pods may reach anywhere, besides DNS, HTTPS and the API server's: a proxy's, say."""
     hf_token_secret: str | None = None
     """A Secret that has the key HF_TOKEN."""
     wandb_secret: str | None = None

@@ -42,7 +42,7 @@ RESERVED = frozenset(
 )
 """Variables by which the processes find each other: the manifests and the node agent set them."""
 
-_OBJECTS = ("claim", "storage_class", "service_account", "priority_class", *SECRETS)
+_OBJECTS = ("claim", "storage_class", "service_account", "priority_class", "scheduler_name", "volcano_queue", *SECRETS)
 _NFS = re.compile(r"[A-Za-z0-9](?:[-A-Za-z0-9.]*[A-Za-z0-9])?:/.*")
 
 
@@ -69,6 +69,7 @@ def kubernetes_problems(own: KubernetesConfig, cluster: Cluster, run_dir: Path, 
             fix = "Write it as Kubernetes does: nvidia.com/gpu."
             yield Problem(f"kubernetes.{key}", f"{value[:80]!r} is not a qualified name", fix)
     yield from _gang(own)
+    yield from _deadline(own)
     yield from label_problems(own.node_selector, "kubernetes.node_selector")
     yield from _amounts(own)
     yield from _volumes(own, run_dir, mount_path)
@@ -79,17 +80,21 @@ def _gang(own: KubernetesConfig) -> Iterator[Problem]:
     if own.gang and own.queue:
         what = f"{own.gang} and Kueue (kubernetes.queue) would both hold the pods back until all can start"
         yield Problem("kubernetes.gang", what, "Keep one of them.")
-    if own.scheduler_name is not None and not is_subdomain(own.scheduler_name):
-        yield _name("scheduler_name", own.scheduler_name)
-    if own.active_deadline not in (None, "none"):
-        try:
-            seconds = duration_seconds(str(own.active_deadline))
-        except ValueError as error:
-            yield Problem("kubernetes.active_deadline", str(error), "Write 7d, 36h, or none.")
-        else:
-            if not 60 <= seconds < 2**31:
-                what = f"{own.active_deadline!r} is no time in which a run ends"
-                yield Problem("kubernetes.active_deadline", what, "Write 7d, 36h, or none.")
+    if own.volcano_queue is not None and own.gang != "volcano":
+        what = f"{own.volcano_queue[:80]!r} is a queue of Volcano, which is not asked to schedule"
+        yield Problem("kubernetes.volcano_queue", what, "Add kubernetes.gang: volcano, or write kubernetes.queue.")
+
+
+def _deadline(own: KubernetesConfig) -> Iterator[Problem]:
+    if own.active_deadline in (None, "none"):
+        return
+    what = f"{str(own.active_deadline)[:80]!r} is no time in which a run ends (a minute to 68 years)"
+    try:
+        seconds = duration_seconds(str(own.active_deadline))
+    except ValueError:
+        seconds = 0.0
+    if not 60 <= seconds < 2**31:
+        yield Problem("kubernetes.active_deadline", what, "Write 7d, 36h, or none.")
 
 
 def _name(key: str, value: str) -> Problem:

@@ -28,12 +28,17 @@ FILES = "/etc/fullft-cluster"
 PORT = 29500
 """Of the rendezvous. Each pod has an address of its own, so two jobs do not meet."""
 
+EGRESS_PORTS = (53, 443, 5353, 6443)
+"""DNS, HTTPS (the hub), the pods of OpenShift's DNS, the API server: a policy sees the port that a Service leads to.
+
+A volume (NFS, CSI) is mounted by the node, not by the pod."""
+
 EXIT_STOPPED = 75
 EXIT_TERMINATED = 128 + 15
 """Of a pod that was told to leave: a PyTorchJob makes a pod anew only after 128 and above, as after a signal."""
 
 MAX_RESTARTS = 1000
-"""Of the controllers: a far bound. The budget of failures is the supervisor's, who knows a failure from a preemption."""
+"""Of the controllers: a far bound. The budget of failures is the supervisor's, who tells them from preemptions."""
 
 SUPERVISOR_MEMORY = "512Mi"
 """Of the supervisor's pod: it imports neither torch nor transformers, and holds 60 MiB. Default."""
@@ -52,6 +57,8 @@ class Gang(NamedTuple):
     scheduler: str
     label: str | None = None
     annotation: str | None = None
+    has_queue: bool = False
+    """Whether a PodGroup names a queue and a priority."""
 
     def labels(self, name: str) -> dict[str, str]:
         """Return the labels of the pods."""
@@ -63,9 +70,11 @@ class Gang(NamedTuple):
 
 
 GANGS = {
-    # https://volcano.sh/en/docs/podgroup/
-    "volcano": Gang("scheduling.volcano.sh/v1beta1", "volcano", annotation="scheduling.k8s.io/group-name"),
-    # https://github.com/kubernetes-sigs/scheduler-plugins/tree/master/pkg/coscheduling
+    # https://volcano.sh/en/docs/podgroup/ - without the annotation Volcano makes a group of one pod for each owner.
+    "volcano": Gang(
+        "scheduling.volcano.sh/v1beta1", "volcano", annotation="scheduling.k8s.io/group-name", has_queue=True
+    ),
+    # https://github.com/kubernetes-sigs/scheduler-plugins/tree/master/pkg/coscheduling - the name is of its Helm chart.
     "coscheduling": Gang(
         "scheduling.x-k8s.io/v1alpha1", "scheduler-plugins-scheduler", label="scheduling.x-k8s.io/pod-group"
     ),
@@ -77,6 +86,14 @@ _OWN = {  # API group, plural
     "jobset": ("jobset.x-k8s.io", "jobsets"),
     "job": ("batch", "jobs"),
 }
+
+
+class PodGroup(Frozen, frozen=True):
+    """What is made beside the pods, so that they start together."""
+
+    api_version: str
+    queue: str | None
+    priority_class: str | None
 
 
 class Claim(Frozen, frozen=True):
@@ -141,8 +158,9 @@ class KubernetesJob(Frozen, frozen=True):
     pod: Pod
     nodes: int
     gpus_per_node: int
-    gang: str | None
-    """API version of the PodGroup to make, if one is asked for."""
+    pod_group: PodGroup | None
+    egress_ports: tuple[int, ...]
+    """TCP ports that the pods may reach outside of the run."""
     active_deadline_seconds: int | None
     max_restarts: int = MAX_RESTARTS
 
@@ -185,7 +203,8 @@ def kubernetes_job(config: Config, cluster: Cluster, plan: Plan, run_dir: Path, 
         ),
         nodes=plan.nodes,
         gpus_per_node=plan.gpus_per_node,
-        gang=GANGS[own.gang].api_version if own.gang else None,
+        pod_group=_pod_group(own),
+        egress_ports=tuple(sorted({*EGRESS_PORTS, *own.egress_ports})),
         active_deadline_seconds=_active_deadline(own, plan),
     )
 
@@ -218,6 +237,17 @@ def _pod(own: KubernetesConfig, plan: Plan, name: str, resources: dict[str, Any]
     )
 
 
+def _pod_group(own: KubernetesConfig) -> PodGroup | None:
+    if own.gang is None:
+        return None
+    gang = GANGS[own.gang]
+    return PodGroup(
+        api_version=gang.api_version,
+        queue=own.volcano_queue if gang.has_queue else None,
+        priority_class=own.priority_class if gang.has_queue else None,
+    )
+
+
 def _active_deadline(own: KubernetesConfig, plan: Plan) -> int | None:
     """Return the seconds after which the training is ended for good; None for never."""
     if own.active_deadline is not None:
@@ -247,8 +277,10 @@ def kubernetes_notes(config: Config, cluster: Cluster, nodes: int) -> list[str]:
             notes.append(f"{key} {path} is not below {mount}, which is what the pods mount: the image has to have it")
     if not (own.claim or own.host_path or own.nfs):
         notes.append("the run gets a claim of its own, which is empty: copy the data into it, or name kubernetes.claim")
-    if nodes > 1 and own.queue is None:
-        notes.append(f"nothing starts the {nodes} pods together: where jobs compete for nodes, name kubernetes.queue")
+    if nodes > 1 and own.queue is None and own.gang is None:
+        notes.append(
+            f"nothing starts the {nodes} pods together: where jobs compete for nodes, name kubernetes.queue or .gang"
+        )
     if cluster.setup:
         notes.append(f"the setup lines of cluster profile {cluster.name} are for hosts: they do not run in containers")
     return notes

@@ -34,7 +34,7 @@ def longest_name(kind: KubernetesKind, nodes: int) -> int:
     """Return how long a job's name may be, so that the names that are made of it stay within `LONGEST` characters.
 
     Pods: ``NAME-worker-N`` of a PyTorchJob (and a Service each), ``NAME-node-0-N-xxxxx`` of JobSet and TrainJob,
-    ``NAME-N-xxxxx`` of a Job; ``NAME-prepare-xxxxx`` of the data preparation in any case.
+    ``NAME-N-xxxxx`` of a Job; ``NAME-supervisor-xxxxx`` in any case, which is longer than that of the preparation.
     """
     digits = len(str(nodes - 1))
     added = {
@@ -43,7 +43,7 @@ def longest_name(kind: KubernetesKind, nodes: int) -> int:
         "jobset": len("-node-0-") + digits + _RANDOM,
         "job": len("-") + digits + _RANDOM,
     }[kind]
-    return LONGEST - max(added, len("-prepare") + _RANDOM)
+    return LONGEST - max(added, len("-supervisor") + _RANDOM)
 
 
 def object_name(text: str, longest: int) -> str:

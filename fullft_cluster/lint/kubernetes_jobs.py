@@ -43,7 +43,8 @@ def _restarts_alone(job: Workload) -> Iterator[Hit]:
     for pods in job.pods:
         policy, line = _restart_policy(job, pods)
         one_world = job.has_replica_specs or (job.kind in ("Job", "JobSet") and pods.gpus and pods.count > 1)
-        if one_world and policy in ("OnFailure", "Always"):
+        by_itself = policy in ("OnFailure", "Always") or (job.has_replica_specs and policy == "ExitCode")
+        if one_world and by_itself:
             yield Hit(line, f"a pod of {quoted(pods.role)} is restarted alone ({policy})")
 
 
@@ -99,14 +100,18 @@ def _no_gang(job: Workload) -> Iterator[Hit]:
     pods = job.training_pods()
     if sum(part.count for part in pods) < 2 or job.group == "batch.volcano.sh" or "TrainingRuntime" in job.kind:
         return
-    scheduled = any(part.spec.value("schedulerName") not in ("", "default-scheduler") for part in pods)
-    labelled = any(part.template.value("metadata", at, name) for part in pods for at in ("labels", "annotations")
-                   for name in _QUEUES)  # fmt: skip
     policy = job.tree.get("spec", "runPolicy", "schedulingPolicy", "minAvailable")
-    if not (job.label(*_QUEUES) or scheduled or labelled or policy):
+    if not (job.label(*_QUEUES) or _in_gang(pods) or policy):
         yield Hit(
             job.kind_line, f"{sum(part.count for part in pods)} pods with GPUs and nothing that starts them together"
         )
+
+
+def _in_gang(pods: list[Pods]) -> bool:
+    """Return whether pods name a scheduler of their own, or a group."""
+    scheduled = any(part.spec.value("schedulerName") not in ("", "default-scheduler") for part in pods)
+    places = [(part, where) for part in pods for where in ("labels", "annotations")]
+    return scheduled or any(part.template.value("metadata", where, name) for part, where in places for name in _QUEUES)
 
 
 def _train_job_gang(job: Workload) -> Iterator[Hit]:
@@ -117,7 +122,7 @@ def _train_job_gang(job: Workload) -> Iterator[Hit]:
         same = tree.value("metadata", "name") == wanted and tree.value("kind").endswith("TrainingRuntime")
         if not (same and nodes and (nodes.number or 0) > 1) or job.label(*_QUEUES):
             continue
-        if not tree.get("spec", "podGroupPolicy"):
+        if not (tree.get("spec", "podGroupPolicy") or _in_gang(Workload(tree, job.path).pods)):
             yield Hit(nodes.line, f"{nodes.number} nodes and nothing that starts them together")
 
 

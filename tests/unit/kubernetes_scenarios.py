@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from manifest_schemas import documents
 from msgspec.structs import replace
 
 from fullft_cluster.config_load import Resolved, resolve
-from fullft_cluster.job import make_job
+from fullft_cluster.job import Job, make_job
 from fullft_cluster.model import load_model
 from fullft_cluster.plan import Plan
 from fullft_cluster.planner import Data, make_plan
@@ -55,6 +56,26 @@ SCENARIOS: dict[str, dict[str, Any]] = {
         "kubernetes.host_path": "/lustre/runs",
         "kubernetes.env": {"NCCL_SOCKET_IFNAME": "eth0"},
     },
+    "volcano": {
+        "model": "7b",
+        "resources.nodes": 2,
+        "kubernetes.image": IMAGE,
+        "kubernetes.claim": "shared-runs",
+        "kubernetes.gang": "volcano",
+        "kubernetes.volcano_queue": "research",
+        "kubernetes.priority_class": "training",
+        "kubernetes.active_deadline": "36h",
+        "kubernetes.egress_ports": [3128],
+    },
+    "coscheduling": {
+        "model": "7b",
+        "resources.nodes": 2,
+        "kubernetes.image": IMAGE,
+        "kubernetes.claim": "shared-runs",
+        "kubernetes.gang": "coscheduling",
+        "kubernetes.scheduler_name": "gang-scheduler",
+        "kubernetes.active_deadline": "none",
+    },
     "own-claim": {
         "model": "7b",
         "resources.gpus": 8,
@@ -69,9 +90,7 @@ PLANS: dict[str, Plan] = {}
 """By what they are made of: the section `kubernetes` decides nothing of them."""
 
 
-def rendered(
-    flags: dict[str, Any], kind: str = "pytorchjob", run_dir: Path = RUN_DIR, **cluster: Any
-) -> tuple[Rendered, Plan]:
+def job_of(flags: dict[str, Any], kind: str, run_dir: Path = RUN_DIR, **cluster: Any) -> tuple[Job, Plan]:
     given = {**flags, "backend": "kubernetes", "kubernetes.kind": kind}
     resolved = resolve(given, [], None)
     resolved = Resolved(resolved.config, replace(resolved.cluster, **cluster), resolved.origins)
@@ -79,4 +98,29 @@ def rendered(
     if key not in PLANS:
         PLANS[key] = make_plan(resolved.config, load_model(flags["model"]), resolved.cluster, Data(rows=5000))
     plan = PLANS[key]
-    return render(make_job(resolved, plan, run_dir, "/not/used")), plan
+    return make_job(resolved, plan, run_dir, "/not/used"), plan
+
+
+def rendered(
+    flags: dict[str, Any], kind: str = "pytorchjob", run_dir: Path = RUN_DIR, **cluster: Any
+) -> tuple[Rendered, Plan]:
+    job, plan = job_of(flags, kind, run_dir, **cluster)
+    return render(job), plan
+
+
+def objects(name: str, kind: str = "pytorchjob") -> dict[str, dict[str, Any]]:
+    return {item["kind"]: item for item in documents(rendered(SCENARIOS[name], kind)[0].files["job.yaml"])}
+
+
+def worker(name: str, kind: str) -> dict[str, Any]:
+    """The pod template of the first node."""
+    own = {"pytorchjob": "PyTorchJob", "trainjob": "TrainingRuntime", "jobset": "JobSet", "job": "Job"}
+    item = objects(name, kind)[own[kind]]
+    spec = item["spec"]
+    if kind == "pytorchjob":
+        return dict(spec["pytorchReplicaSpecs"]["Master"]["template"])
+    if kind == "trainjob":
+        spec = spec["template"]["spec"]
+    if kind in ("trainjob", "jobset"):
+        spec = spec["replicatedJobs"][0]["template"]["spec"]
+    return dict(spec["template"])

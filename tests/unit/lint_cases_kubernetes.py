@@ -136,6 +136,7 @@ KUBERNETES: list[tuple[str, str, str]] = [
      PYTORCH),
     ("k8s-exit-code-policy", PYTORCH.replace("restartPolicy: Never", "restartPolicy: ExitCode # HERE", 1), PYTORCH),
     ("k8s-restarts-alone", PYTORCH.replace("restartPolicy: Never", "restartPolicy: OnFailure # HERE", 1), PYTORCH),
+    ("k8s-restarts-alone", PYTORCH.replace("restartPolicy: Never", "restartPolicy: ExitCode # HERE", 1), PYTORCH),
     ("k8s-restarts-alone", PYTORCH.replace("Worker:\n", "Worker:\n      # without one\n").replace(
         "replicas: 3\n      restartPolicy: Never", "replicas: 3 # HERE"), JOB),
     ("k8s-restarts-alone", replaced(JOB, ("restartPolicy: Never", "restartPolicy: OnFailure # HERE")),
@@ -159,6 +160,10 @@ KUBERNETES: list[tuple[str, str, str]] = [
      replaced(JOB, (LABEL, ""), ("      restartPolicy", "      schedulerName: volcano\n      restartPolicy"))),
     ("k8s-no-gang", replaced(RUNTIME, ("  podGroupPolicy: {coscheduling: {scheduleTimeoutSeconds: 60}}\n", ""),
                              ("numNodes: 4", "numNodes: 4 # HERE")), RUNTIME),
+    ("k8s-no-gang", replaced(RUNTIME, ("  podGroupPolicy: {coscheduling: {scheduleTimeoutSeconds: 60}}\n", ""),
+                             ("numNodes: 4", "numNodes: 4 # HERE")),
+     replaced(RUNTIME, ("  podGroupPolicy: {coscheduling: {scheduleTimeoutSeconds: 60}}\n", ""),
+              ("              spec:\n", "              metadata: {annotations: {scheduling.k8s.io/group-name: train}}\n              spec:\n"))),
     ("k8s-shared-memory", replaced(JOB, (SHM, ""), ("- name: pytorch", "- name: pytorch # HERE")), JOB),
     ("k8s-shared-memory", replaced(JOB, ("emptyDir: {medium: Memory}", "emptyDir: {} # HERE")),
      replaced(JOB, (SHM, ""), ("nvidia.com/gpu: 8", "nvidia.com/gpu: 1"))),

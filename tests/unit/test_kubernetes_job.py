@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -99,7 +100,7 @@ def test_the_longest_name_leaves_room_for_what_the_pods_add(kind: KubernetesKind
         "jobset": f"{name}-node-0-{last}-xxxxx",
         "job": f"{name}-{last}-xxxxx",
     }
-    made = {len(pods[kind]), len(f"{name}-prepare-xxxxx")}
+    made = {len(pods[kind]), len(f"{name}-prepare-xxxxx"), len(f"{name}-supervisor-xxxxx")}
     assert max(made) == 63
     check_object_name(name, kind, nodes)
     with pytest.raises(UsageError, match="characters"):
@@ -181,6 +182,10 @@ def test_what_the_pods_may_not_see_is_told(tmp_path: Path) -> None:
     beside = resolve({**flags, "output.runs_dir": str(tmp_path), "kubernetes.claim": "runs"}, [], None)
     assert kubernetes_notes(beside.config, beside.cluster, 1) == []
     assert "kubernetes.queue" in kubernetes_notes(beside.config, beside.cluster, 2)[0]
+    gang = resolve(
+        {**flags, "output.runs_dir": str(tmp_path), "kubernetes.claim": "runs", "kubernetes.gang": "volcano"}, [], None
+    )
+    assert kubernetes_notes(gang.config, gang.cluster, 2) == []
 
 
 def test_a_name_that_we_make_is_one_in_kubernetes(tmp_path: Path) -> None:
@@ -192,25 +197,27 @@ def test_a_name_that_we_make_is_one_in_kubernetes(tmp_path: Path) -> None:
 
 
 def test_the_commands(tmp_path: Path) -> None:
-    """`render -o` writes a directory; `submit` says that only rendering is there, and leaves nothing."""
+    """`render -o` writes a directory and needs no cluster; `submit` says that there is none, and leaves nothing."""
     data = tmp_path / "train.jsonl"
     data.write_text('{"text": "hello"}\n')
     arguments = ["--backend", "kubernetes", "--model", "tiny", "--cluster", "local", "--data", str(data)]
     arguments += ["--image", IMAGE, "--kind", "jobset", "--namespace", "nlp", "--runs-dir", str(tmp_path / "runs")]
+    nowhere = {name: value for name, value in os.environ.items() if not name.startswith("KUBE")}
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "fullft_cluster", *words]
-        return subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, cwd=tmp_path)
+        command = [sys.executable, "-m", "fullft_cluster", *words, *arguments]
+        env = {**nowhere, "HOME": str(tmp_path)}
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=env)
 
     done = run("render", "-o", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    manifests = {"storage.yaml", "companions.yaml", "prepare.yaml", "job.yaml", "kustomization.yaml"}
+    manifests = {"storage.yaml", "companions.yaml", "prepare.yaml", "supervisor.yaml", "job.yaml", "kustomization.yaml"}
     assert written == manifests | {"config.yaml", "plan.json", "deepspeed.json"}
     job = documents((tmp_path / "out" / "job.yaml").read_text())[0]
     assert (job["kind"], job["metadata"]["namespace"]) == ("JobSet", "nlp")
     refused = run("submit", "--json")
-    assert refused.returncode == 2
-    assert "not submitted" in refused.stderr and "kubectl apply -k" in refused.stderr
-    assert json.loads(refused.stdout)["error"]["exit_code"] == 2
+    assert refused.returncode == 4
+    assert "no cluster is configured" in refused.stderr and "KUBECONFIG" in refused.stderr
+    assert json.loads(refused.stdout)["error"]["exit_code"] == 4
     assert not (tmp_path / "runs").exists()
