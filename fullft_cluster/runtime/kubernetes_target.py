@@ -68,7 +68,7 @@ def release(api: Api, target: Target, pod: Json) -> None:
     """Have a pod of a dead node replaced: nobody is left there to say that it has ended.
 
     A Job whose policy looks at failures makes a new pod only once the old one has failed
-    (https://kubernetes.io/docs/concepts/workloads/controllers/job/#pod-replacement-policy), which nobody is left to say,
+    (https://kubernetes.io/docs/concepts/workloads/controllers/job/#pod-replacement-policy), which nobody can say now,
     so its finalizer is taken away as well. (To say it here would take a right on pods/status, which the users of a
     namespace do not have, so they could not give it.)
     """

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import kube_assets
 import kube_lab
@@ -11,6 +13,9 @@ import kube_nodes
 import pytest
 from kube_lab import Lab
 from kube_plane import ControlPlane
+from kube_run import Place, Run
+
+from fullft_cluster.resources import share
 
 NODES = 10_000
 CLUSTERS = pytest.StashKey[Lab]()
@@ -53,6 +58,29 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
         yield cluster
     finally:
         cluster.down()
+
+
+@pytest.fixture(scope="session")
+def place(lab: Lab) -> Iterator[Place]:
+    """The volume, which belongs to the user of the pods, and text to train on."""
+    with tempfile.TemporaryDirectory(prefix="volume") as name:  # pytest's own directories are root's alone
+        directory = Path(name)
+        directory.chmod(0o755)
+        place = Place(lab, directory, directory / "runs" / "train.jsonl")
+        text = (share("configs") / "sample" / "train.jsonl").read_text().splitlines(keepends=True)
+        place.data.write_text("".join(text[:300]))
+        os.chown(place.runs, 1000, 1000)
+        yield place
+
+
+@pytest.fixture(scope="session")
+def undisturbed(lab: Lab, place: Place) -> Run:
+    """A run that nobody disturbs, whose weights the others have to have."""
+    with lab.namespace() as namespace:
+        run = place.apply("job", namespace, "undisturbed")
+        run.finish()
+        assert [line["cause"] for line in run.attempts] == ["done"]
+    return run
 
 
 @pytest.fixture

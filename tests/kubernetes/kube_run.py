@@ -29,6 +29,12 @@ SETTINGS = (
     "train.learning_rate=1e-3",
     f"output.save_steps={SAVE_STEPS}",
 )
+PATHS = {
+    "pytorchjob": "/apis/kubeflow.org/v1/namespaces/{namespace}/pytorchjobs",
+    "trainjob": "/apis/trainer.kubeflow.org/v1alpha1/namespaces/{namespace}/trainjobs",
+    "jobset": "/apis/jobset.x-k8s.io/v1alpha2/namespaces/{namespace}/jobsets",
+    "job": "/apis/batch/v1/namespaces/{namespace}/jobs",
+}
 OVER = ("completed", "failed", "cancelled")
 
 
@@ -67,21 +73,21 @@ class Place:
     def submit(self, kind: str, namespace: str, name: str, *settings: str) -> Run:
         """Submit a run of the tiny model."""
         self.cli(namespace, "submit", *self.arguments(kind, namespace, name, *settings))
-        return Run(self, namespace, name)
+        return Run(self, namespace, name, kind)
 
     def apply(self, kind: str, namespace: str, name: str, *settings: str) -> Run:
         """Render a run and apply the bytes by kubectl."""
         done = self.cli(namespace, "render", *self.arguments(kind, namespace, name, *settings))
         self.lab.apply(done.stdout, user="user", namespace=namespace)
-        return Run(self, namespace, name)
+        return Run(self, namespace, name, kind)
 
 
 class Run(RunFiles):
     """A run: its directory on the volume, its objects in the cluster."""
 
-    def __init__(self, place: Place, namespace: str, name: str) -> None:
+    def __init__(self, place: Place, namespace: str, name: str, kind: str) -> None:
         super().__init__(place.runs / name)
-        self.place, self.lab, self.namespace, self.name = place, place.lab, namespace, name
+        self.place, self.lab, self.namespace, self.name, self.kind = place, place.lab, namespace, name, kind
 
     # --- in the cluster
     def pods(self, component: str = "worker") -> list[dict[str, Any]]:
@@ -117,6 +123,17 @@ class Run(RunFiles):
         found = self.json("run.json")
         assert found["state"] == state, (found, self.attempts)
         return found
+
+    def ends_well(self) -> None:
+        """Wait until the cluster shows what run.json says: both jobs complete, and no pod left."""
+        self.wait_for(lambda: not self.pods() and not self.pods("supervisor"), 60)
+        self.wait_for(lambda: "Complete" in self.conditions("job", f"{self.name}-supervisor"), 60)
+        self.wait_for(lambda: self.conditions(self.kind, self.name) & {"Succeeded", "Complete", "Completed"}, 60)
+
+    def conditions(self, kind: str, name: str) -> set[str]:
+        """Return the conditions of a job that hold."""
+        found = self.lab.get(f"{PATHS[kind].format(namespace=self.namespace)}/{name}")
+        return {c["type"] for c in found.get("status", {}).get("conditions") or () if c["status"] == "True"}
 
     def wait_for(self, condition: Callable[[], object], seconds: float = 120) -> None:
         """Wait for a condition; AssertionError, with what the run says, when it does not hold in time."""

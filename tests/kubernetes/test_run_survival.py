@@ -3,63 +3,153 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
+import signal
+from collections.abc import Callable
 
+import kube_crowd
 import pytest
 from kube_lab import Lab
 from kube_run import SAVE_STEPS, STEPS, Place, Run
 
-from fullft_cluster.resources import share
-
 pytestmark = pytest.mark.kubernetes
 
 KINDS = ("pytorchjob", "trainjob", "jobset", "job")
-
-
-@pytest.fixture(scope="session")
-def place(lab: Lab) -> Iterator[Place]:
-    """The volume, which belongs to the user of the pods, and text to train on."""
-    with tempfile.TemporaryDirectory(prefix="volume") as name:  # pytest's own directories are root's alone
-        directory = Path(name)
-        directory.chmod(0o755)
-        place = Place(lab, directory, directory / "runs" / "train.jsonl")
-        text = (share("configs") / "sample" / "train.jsonl").read_text().splitlines(keepends=True)
-        place.data.write_text("".join(text[:300]))
-        os.chown(place.runs, 1000, 1000)
-        yield place
-
-
-@pytest.fixture(scope="session")
-def undisturbed(lab: Lab, place: Place) -> Iterator[Run]:
-    """A run that nobody disturbs, whose weights the others have to have."""
-    with lab.namespace() as namespace:
-        run = place.apply("job", namespace, "undisturbed")
-        run.finish()
-        assert [line["cause"] for line in run.attempts] == ["done"]
-        yield run
+STAND = SAVE_STEPS + 2
+"""The step at which a run is disturbed: past a checkpoint, so that what is lost can be told from what is kept."""
 
 
 def same(run: Run, undisturbed: Run) -> None:
-    """Assert that the run learnt what the undisturbed one did, bit for bit."""
+    """Assert that the run learnt what the undisturbed one did, bit for bit, and that the cluster says so too."""
     assert sorted(run.losses()) == list(range(1, STEPS + 1))
     assert run.losses() == undisturbed.losses()
     assert run.weights() == undisturbed.weights() != {}
+    run.ends_well()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_eviction_restarts_the_world_from_its_checkpoint(
-    lab: Lab, place: Place, undisturbed: Run, namespace: str, kind: str
+# --- ways to be disturbed: each returns the cause that attempts.jsonl has to name
+def evicted(run: Run) -> str:
+    """A pod is evicted, as `kubectl drain` does it."""
+    run.lab.evict(run.namespace, run.pod_of_node(1)["metadata"]["name"])
+    return "operator_requeue"
+
+
+def first_evicted(run: Run) -> str:
+    """The pod of node 0 is evicted: the others' rendezvous, and of a PyTorchJob the master."""
+    run.lab.evict(run.namespace, run.pod_of_node(0)["metadata"]["name"])
+    return "operator_requeue"
+
+
+def drained(run: Run) -> str:
+    """A node is drained: cordoned, its pods evicted."""
+    run.lab.drain(run.pod_of_node(1)["spec"]["nodeName"])
+    return "operator_requeue"
+
+
+def node_lost(run: Run) -> str:
+    """A node dies without a word."""
+    run.lab.lose(run.pod_of_node(1)["spec"]["nodeName"])
+    return "node_fail"
+
+
+def worker_killed(run: Run) -> str:
+    """A worker is killed, as the kernel does when the host runs out of memory."""
+    os.kill(run.workers()[-1], signal.SIGKILL)
+    return "crash"
+
+
+def outranked(run: Run) -> str:
+    """Pods of a higher priority need the nodes: the scheduler preempts, and they leave again."""
+    pods = kube_crowd.outrank(run.lab, run.namespace, nodes=3)
+    run.wait_for(lambda: len(run.pods()) < 2)  # told to go
+    run.thaw()
+    run.attempt_ended(1)
+    for pod in pods:
+        run.lab.delete_pod(run.namespace, pod)
+    return "preempted"
+
+
+Disturbance = Callable[[Run], str]
+GRACEFUL = (evicted, first_evicted, drained, outranked)
+EVERY: tuple[Disturbance, ...] = (*GRACEFUL, node_lost, worker_killed)
+AT_ONCE = {  # of each kind what is most its own; the others `make nightly` runs
+    ("pytorchjob", first_evicted),
+    ("trainjob", node_lost),
+    ("jobset", outranked),
+    ("job", node_lost),
+    ("pytorchjob", worker_killed),
+}
+
+
+def cases() -> list[object]:
+    """Return every kind with every disturbance."""
+    return [
+        pytest.param(
+            kind,
+            disturb,
+            id=f"{kind}-{disturb.__name__}",
+            marks=() if (kind, disturb) in AT_ONCE else pytest.mark.nightly,
+        )
+        for kind in KINDS
+        for disturb in EVERY
+    ]
+
+
+@pytest.mark.parametrize(("kind", "disturb"), cases())
+def test_the_world_restarts_and_learns_what_it_would_have_learnt(
+    place: Place, undisturbed: Run, namespace: str, kind: str, disturb: Disturbance
 ) -> None:
-    run = place.apply(kind, namespace, f"evicted-{kind}")
-    step = run.frozen_at(1, SAVE_STEPS + 2)
-    victim = run.pod_of_node(1)
-    lab.evict(namespace, victim["metadata"]["name"])
+    settings = ()
+    if disturb is outranked:
+        kube_crowd.priorities(place.lab)
+        settings = ("kubernetes.priority_class=low",)
+    run = place.apply(kind, namespace, f"{disturb.__name__.replace('_', '-')}-{kind}", *settings)
+    step = run.frozen_at(1, STAND)
+    before = {pod["metadata"]["uid"] for pod in run.pods()}
+    lost = run.pod_of_node(1)["spec"]["nodeName"]
+    cause = disturb(run)
     run.thaw()
     first = run.attempt_ended(1)
-    assert (first["cause"], first["decision"]) == ("operator_requeue", "requeue"), first
-    assert first["committed_step"] >= step and first["seconds_lost"] == 0
+    assert first["cause"] == cause, first
+    if disturb in GRACEFUL:
+        assert first["committed_step"] >= step and first["seconds_lost"] == 0, "a checkpoint was made before the end"
+    else:
+        assert first["committed_step"] == SAVE_STEPS and first["seconds_lost"] > 0
+    run.frozen_at(2, STAND + 2)
+    after = {pod["metadata"]["uid"] for pod in run.pods()}
+    if disturb is worker_killed:
+        assert after == before, "the world starts again in the pods that are there"
+    else:
+        assert len(after & before) == 1, "the pod that nobody disturbed is not made anew"
+    run.thaw()
+    final = run.finish()
+    assert [line["cause"] for line in run.attempts] == [cause, "done"]
+    if disturb is node_lost:
+        assert final["excluded_nodes"] == [lost] and lost not in run.attempts[1]["nodes"]
+    same(run, undisturbed)
+
+
+def test_a_run_that_kueue_preempts_resumes_when_there_is_room(lab: Lab, place: Place, undisturbed: Run) -> None:
+    with lab.namespace(queue_gpus=4) as namespace:
+        queue = ("kubernetes.queue=training", "kubernetes.queue_priority=low")
+        run = place.apply("jobset", namespace, "queued", *queue)
+        run.frozen_at(1, STAND)
+        kube_crowd.kueue_job(lab, namespace, "urgent", gpus=2)
+        run.thaw()
+        assert run.attempt_ended(1)["cause"] == "preempted"
+        run.finish()
+        assert [line["cause"] for line in run.attempts] == ["preempted", "done"]
+        same(run, undisturbed)
+
+
+def test_a_supervisor_that_is_made_anew_goes_on_watching(
+    lab: Lab, place: Place, undisturbed: Run, namespace: str
+) -> None:
+    run = place.apply("job", namespace, "watched")
+    run.frozen_at(1, STAND)
+    (before,) = run.pods("supervisor")
+    lab.evict(namespace, before["metadata"]["name"])
+    run.wait_for(lambda: [p for p in run.pods("supervisor") if p["metadata"]["uid"] != before["metadata"]["uid"]])
+    run.thaw()
     run.finish()
-    assert [line["cause"] for line in run.attempts] == ["operator_requeue", "done"]
+    assert [line["cause"] for line in run.attempts] == ["done"], "nothing happened to the training"
     same(run, undisturbed)
