@@ -48,7 +48,7 @@ def logs_of(pod: Json, run: str) -> list[Log]:
     ]:
         state = one.get("state") or {}
         life = int(one.get("restartCount", 0))
-        if not (state.get("running") or state.get("terminated") or life):
+        if not ({"running", "terminated"} & state.keys() or life):
             continue
         short = short_name(pod["metadata"]["name"], run)
         name = short if main else f"{short}/{one['name']}"

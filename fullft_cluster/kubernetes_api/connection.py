@@ -102,10 +102,13 @@ def _contexts(files: str) -> tuple[dict[str, dict[str, Any]], str | None]:
 def _load(configuration: Any, context: str) -> None:
     import kubernetes.config
 
+    configuration.host = ""  # the client would take http://localhost
     try:
         kubernetes.config.load_kube_config(_files(), context, configuration)
     except Exception as error:  # as above: the client lets every kind through
         raise _broken(_files(), error) from None
+    if not configuration.host or not str(configuration.host).startswith("http"):
+        raise _broken(_files(), ValueError(f"the cluster of context {context!r} has no URL of a server"))
 
 
 def _broken(files: str, error: Exception) -> SchedulerError:

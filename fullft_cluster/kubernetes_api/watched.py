@@ -21,6 +21,10 @@ WATCH_SECONDS = 60
 load balancer) is noticed within it."""
 
 
+SHORT_SECONDS = 1.0
+"""A watch that is ended sooner is not begun anew at once: it is ended by something between here and the server."""
+
+
 class Event(NamedTuple):
     """What a watch tells."""
 
@@ -53,6 +57,7 @@ def watch(
         if version is None:
             items, version = api.list_version(path, label_selector, field_selector)
             yield Event("LIST", items)
+        began = time.monotonic()
         try:
             for kind, obj in _changes(api, path, label_selector, field_selector, version):
                 version = str(obj.get("metadata", {}).get("resourceVersion") or version)
@@ -63,7 +68,8 @@ def watch(
                     yield Event(kind, [obj])
                 if stopped():
                     return
-            patience = Backoff(patience_seconds or api.patience_seconds, sleep=api.sleep)
+            if time.monotonic() - began < SHORT_SECONDS:
+                api.sleep(SHORT_SECONDS)
         except Gone:
             version = None
             api.sleep(0.2)
