@@ -162,6 +162,8 @@ class KubernetesJob(Frozen, frozen=True):
     egress_ports: tuple[int, ...]
     """TCP ports that the pods may reach outside of the run."""
     active_deadline_seconds: int | None
+    starts_suspended: bool
+    """Until the data is prepared; a queue decides itself when a job starts."""
     max_restarts: int = MAX_RESTARTS
 
 
@@ -206,6 +208,7 @@ def kubernetes_job(config: Config, cluster: Cluster, plan: Plan, run_dir: Path, 
         pod_group=_pod_group(own),
         egress_ports=tuple(sorted({*EGRESS_PORTS, *own.egress_ports})),
         active_deadline_seconds=_active_deadline(own, plan),
+        starts_suspended=own.queue is None,
     )
 
 

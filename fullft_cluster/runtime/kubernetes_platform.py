@@ -13,14 +13,14 @@ from fullft_cluster.kubernetes_api import Api, ApiError, Json, Watched, object_p
 from fullft_cluster.plan import Plan
 from fullft_cluster.rundir import RunDir, write_json
 from fullft_cluster.runtime import evidence, pod_state
-from fullft_cluster.runtime.kubernetes_target import KINDS, Target, exclude, job_or_none, release
+from fullft_cluster.runtime.kubernetes_target import KINDS, Target, exclude, job_or_none, release, set_suspended
 from fullft_cluster.runtime.meeting import Meeting, Opened, Ticket
 from fullft_cluster.runtime.platform import Child, SupersededError
 from fullft_cluster.runtime.policy import Decision
 from fullft_cluster.runtime.world import Vigil, World
 
 POLL_SECONDS = 1.0
-JOB_SECONDS = 5.0
+JOB_SECONDS = 2.0
 """Between two looks at the training object while pods are waited for."""
 
 OVERDUE_SECONDS = 60.0
@@ -130,9 +130,27 @@ class KubernetesPlatform:
                 write_json(self.run.stop, {"reason": "cancelled", "time": time.time()})
             return
         self._job_seen = self._job_seen or bool(job)
+        if self.run.data.is_file():
+            if self.run.read_run().get("state") == "preparing":
+                self.run.update_run(state="pending", reason="waiting for the pods")
+            if job:
+                self._begin(job)
         if end := pod_state.end_of_job(job):
             fix = "`fullft-cluster resume` goes on from the newest checkpoint."
             raise RunFailedError(Problem(f"{KINDS[self.target.kind]} {self.target.name}", f"is over: {end[1]}", fix))
+
+    def _begin(self, job: Json) -> None:
+        """Resume a training object that was made suspended, so that no GPU waits for the data; each object once.
+
+        One that people suspend later stays so, and a queue resumes its own.
+        """
+        uid, begun = job["metadata"]["uid"], self.meeting.directory / "begun.json"
+        if evidence.report(begun).get("uid") == uid:
+            return
+        if pod_state.suspended(job) and not pod_state.queued(job):
+            log.info("the data is prepared: starting the pods")
+            set_suspended(self.api, self.target, suspended=False)
+        write_json(begun, {"uid": uid})
 
     # --- the attempt
     def start(self, run: RunDir, attempt: int) -> Child:
@@ -169,8 +187,7 @@ class KubernetesPlatform:
         job = job_or_none(self.api, self.target) or {}
         if not job or not pod_state.suspended(job):
             return None
-        queued = "kueue.x-k8s.io/queue-name" in job["metadata"].get("labels", {})
-        return "PREEMPTED" if queued else "REQUEUED"
+        return "PREEMPTED" if pod_state.queued(job) else "REQUEUED"
 
     def past_life_state(self) -> str | None:
         """Nothing is known of pods that are gone."""

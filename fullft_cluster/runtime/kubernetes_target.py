@@ -102,13 +102,19 @@ def exclude(api: Api, target: Target, pods: Watched, nodes: Iterable[str]) -> No
             if pod["spec"].get("nodeName") in nodes:
                 api.delete(object_path("Pod", target.namespace, name), uid=pod["metadata"]["uid"])
         return
-    api.merge_patch(target.path, {"spec": {"suspend": True}})
+    set_suspended(api, target, suspended=True)
     try:
         _wait_until_gone(pods)
         found = api.get(target.template_path)["spec"]["template"]["spec"]
         api.json_patch(target.template_path, _steps("/spec/template/spec", found, nodes))
     finally:
-        api.merge_patch(target.path, {"spec": {"suspend": False}})
+        set_suspended(api, target, suspended=False)
+
+
+def set_suspended(api: Api, target: Target, *, suspended: bool) -> None:
+    """Suspend or resume the training object: its pods are told to go, or made."""
+    value: Json = {"suspend": suspended}
+    api.merge_patch(target.path, {"spec": {"runPolicy": value} if target.kind == "pytorchjob" else value})
 
 
 def _wait_until_gone(pods: Watched) -> None:

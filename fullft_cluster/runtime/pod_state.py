@@ -67,6 +67,11 @@ def suspended(job: Json) -> bool:
     return bool(spec.get("suspend") or spec.get("runPolicy", {}).get("suspend"))
 
 
+def queued(job: Json) -> bool:
+    """Return whether Kueue says when a job runs."""
+    return "kueue.x-k8s.io/queue-name" in (job["metadata"].get("labels") or {})
+
+
 def end_of_job(job: Json) -> tuple[str, str] | None:
     """Return (``failed`` or ``completed``, the controller's words) of a job that has ended, else None."""
     for condition in job.get("status", {}).get("conditions") or ():
