@@ -98,6 +98,7 @@ def _judged(view: View, status: Status, now: float) -> tuple[State, str]:
         what = "its training object is gone, and nobody asked for that. `resume` makes it anew"
         return ("pending", wish) if asked == "resume" else ("failed", what)
     again: State = "requeued" if status.attempt else "pending"
+    said = "" if asked == "resume" else status.reason  # of an end that is over
     if queue_of(view.training) and is_suspended(view.training):
         return again, _joined([wish, queued(view.training, view.workloads)])
     problems = [*_waiting(view, view.training), *_supervisor(view, now)]
@@ -107,10 +108,10 @@ def _judged(view: View, status: Status, now: float) -> tuple[State, str]:
     workers = view.of("worker")
     if workers and all(_is_running(pod) for pod in workers):
         state: State = "running" if status.state in ENDED | {"preparing", "pending"} else status.state
-        return state, _joined([wish, status.reason if status.state == state else "", *problems])
+        return state, _joined([wish, said if status.state == state else "", *problems])
     if is_suspended(view.training):
         return again, _joined([wish, "suspended by its supervisor, to be started anew", *problems])
-    return again, _joined([wish, status.reason if status.attempt else "", *(problems or ["its pods are starting"])])
+    return again, _joined([wish, said if status.attempt else "", *(problems or ["its pods are starting"])])
 
 
 def request_of(view: View) -> str | None:
