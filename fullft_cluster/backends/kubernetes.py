@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from fullft_cluster.backends import Submission
 from fullft_cluster.backends.kubernetes_jobs import end_of
 from fullft_cluster.backends.kubernetes_logs import Follower, Print, logs_of, ordered, read_log
-from fullft_cluster.backends.kubernetes_objects import REMOVABLE, TRAINING, Names, documents, path_of, words_of
+from fullft_cluster.backends.kubernetes_objects import REMOVABLE, Names, documents, path_of, words_of
 from fullft_cluster.backends.kubernetes_preflight import judged_by_server, preflight
 from fullft_cluster.backends.kubernetes_status import kubernetes_status, request_of
 from fullft_cluster.backends.kubernetes_submit import make_all
@@ -18,6 +18,7 @@ from fullft_cluster.backends.kubernetes_view import View, read_view, read_views,
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, RunFailedError, UsageError
 from fullft_cluster.kubernetes_api import Api, ApiError, Forbidden, Json, NotFound, object_path
+from fullft_cluster.runtime.kubernetes_target import KINDS
 from fullft_cluster.status import ENDED, Status
 
 GONE_SECONDS = 120.0
@@ -199,7 +200,7 @@ class KubernetesBackend:
             except NotFound:  # of an operator that is not installed
                 continue
             except Forbidden:
-                if kind in (*TRAINING.values(), "ConfigMap", "PersistentVolumeClaim"):
+                if kind in (*KINDS.values(), "ConfigMap", "PersistentVolumeClaim"):
                     raise
 
     def _wait_until_gone(self, objects: Sequence[Json]) -> list[Json]:

@@ -3,32 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
+
+from fullft_cluster.runtime import pod_state
 
 Json = Mapping[str, Any]
-End = Literal["completed", "failed"]
-_ENDS: dict[str, End] = {
-    "Complete": "completed",  # Job, TrainJob
-    "Completed": "completed",  # JobSet
-    "Succeeded": "completed",  # PyTorchJob
-    "Failed": "failed",
-}
 
 
-def end_of(job: Json) -> tuple[End | None, str]:
-    """Return how an object that runs pods has ended, None while it has not, and its words for it."""
-    for condition in (job.get("status") or {}).get("conditions") or ():
-        if condition.get("status") == "True" and condition.get("type") in _ENDS:
-            words = " ".join(str(condition.get("message") or condition.get("reason") or "").split())
-            return _ENDS[condition["type"]], words
-    return None, ""
-
-
-def is_suspended(job: Json) -> bool:
-    """Return whether its pods are held back: by Kueue, by the supervisor, or by hand."""
-    spec = job.get("spec") or {}
-    run_policy = spec.get("runPolicy") or {}
-    return bool(spec.get("suspend") or run_policy.get("suspend"))
+def end_of(job: Json) -> tuple[str | None, str]:
+    """Return how an object that runs pods has ended (``completed``, ``failed``), None while it has not; its words."""
+    end, words = pod_state.end_of_job(job) or (None, "")
+    return end, " ".join(words.split())
 
 
 def queue_of(job: Json) -> str | None:

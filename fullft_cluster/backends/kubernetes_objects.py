@@ -15,12 +15,9 @@ MANAGED = "app.kubernetes.io/managed-by=fullft-cluster"
 INSTANCE = "app.kubernetes.io/instance"
 COMPONENT = "app.kubernetes.io/component"
 """Label: which part of the run an object is (prepare, supervisor, worker, run)."""
-TRAINING = {"pytorchjob": "PyTorchJob", "trainjob": "TrainJob", "jobset": "JobSet", "job": "Job"}
-"""``kubernetes.kind`` -> the kind of the training object."""
-
 REMOVABLE = (
     # The training first, so that nothing makes its pods anew; the claim, which holds the checkpoints, not at all.
-    *("PyTorchJob", "TrainJob", "JobSet", "Job", "TrainingRuntime", "PodGroup", "Service"),
+    *("PyTorchJob", "TrainJob", "JobSet", "Job", "TrainingRuntime", "PodGroup", "SchedulingPodGroup", "Service"),
     *("NetworkPolicy", "RoleBinding", "Role", "ServiceAccount", "ConfigMap"),
 )
 """The kinds of a run's objects in the order in which they are deleted."""

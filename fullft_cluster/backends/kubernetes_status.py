@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import msgspec
 from msgspec.structs import replace
 
-from fullft_cluster.backends.kubernetes_jobs import end_of, is_suspended, queue_of, queued
+from fullft_cluster.backends.kubernetes_jobs import end_of, queue_of, queued
 from fullft_cluster.backends.kubernetes_pods import pod_problems, short_name
 from fullft_cluster.backends.kubernetes_view import View, seconds
 from fullft_cluster.kubernetes_api import Json
 from fullft_cluster.plan import Plan
+from fullft_cluster.runtime.pod_state import suspended
 from fullft_cluster.status import ENDED, State, Status
 
 MOST_REASONS = 3
@@ -99,7 +100,7 @@ def _judged(view: View, status: Status, now: float) -> tuple[State, str]:
         return ("pending", wish) if asked == "resume" else ("failed", what)
     again: State = "requeued" if status.attempt else "pending"
     said = "" if asked == "resume" else status.reason  # of an end that is over
-    if queue_of(view.training) and is_suspended(view.training):
+    if queue_of(view.training) and suspended(view.training):
         return again, _joined([wish, queued(view.training, view.workloads)])
     problems = [*_waiting(view, view.training), *_supervisor(view, now)]
     end, words = end_of(view.training)
@@ -109,8 +110,9 @@ def _judged(view: View, status: Status, now: float) -> tuple[State, str]:
     if workers and all(_is_running(pod) for pod in workers):
         state: State = "running" if status.state in ENDED | {"preparing", "pending"} else status.state
         return state, _joined([wish, said if status.state == state else "", *problems])
-    if is_suspended(view.training):
-        return again, _joined([wish, "suspended by its supervisor, to be started anew", *problems])
+    if suspended(view.training):
+        what = "its supervisor makes the pods anew" if status.attempt else "its supervisor starts the pods in a moment"
+        return again, _joined([wish, *(problems or [what])])
     return again, _joined([wish, said if status.attempt else "", *(problems or ["its pods are starting"])])
 
 
@@ -134,7 +136,7 @@ def _preparing(view: View) -> tuple[State, str] | None:
     if end == "failed":
         told = _joined(problems) or words
         return "failed", f"data preparation: {told}. `logs {view.name} --backend kubernetes` shows it"
-    if queue_of(view.prepare) and is_suspended(view.prepare):
+    if queue_of(view.prepare) and suspended(view.prepare):
         return "pending", f"data preparation {queued(view.prepare, view.workloads)}"
     refused = list(_refused(view, view.names.prepare)) if not pods else []
     return "preparing", _joined(["data preparation", *problems, *refused])

@@ -12,10 +12,11 @@ from typing import Any
 import msgspec
 
 from fullft_cluster.backends.kubernetes_jobs import queue_of
-from fullft_cluster.backends.kubernetes_objects import COMPONENT, INSTANCE, MANAGED, TRAINING, Names
+from fullft_cluster.backends.kubernetes_objects import COMPONENT, INSTANCE, MANAGED, Names
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.kubernetes_api import Api, ApiError, Forbidden, Json, NotFound, object_path
+from fullft_cluster.runtime.kubernetes_target import KINDS
 
 
 @dataclass
@@ -115,7 +116,7 @@ def _read(api: Api, namespace: str, selector: str) -> dict[str, View]:
     for one in api.list(object_path("Job", namespace), selector):
         if (run := view(one)) is not None:
             _take_job(run, one)
-    wanted = {TRAINING[config.kubernetes.kind] for run in views.values() if (config := run.config) is not None}
+    wanted = {KINDS[config.kubernetes.kind] for run in views.values() if (config := run.config) is not None}
     for kind in sorted(wanted - {"Job"}):
         with contextlib.suppress(NotFound):  # the operator was taken away
             for one in api.list(object_path(kind, namespace), selector):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fullft_cluster.backends.kubernetes_jobs import end_of, is_suspended, queued
+from fullft_cluster.backends.kubernetes_jobs import end_of, queued
 from fullft_cluster.backends.kubernetes_pods import pod_problems, short_name
 
 
@@ -200,9 +200,7 @@ def test_kueues_words_are_those_of_the_newest_workload_of_the_job() -> None:
     )
 
 
-def test_how_each_kind_says_that_it_is_suspended_and_has_ended() -> None:
-    assert is_suspended(job(suspend=True)) and is_suspended(job(runPolicy={"suspend": True}))
-    assert not is_suspended(job()) and not is_suspended(job(suspend=False))
+def test_how_each_kind_says_that_it_has_ended() -> None:
     for kind, end in (
         ("Complete", "completed"),
         ("Completed", "completed"),
