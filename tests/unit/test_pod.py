@@ -1,4 +1,4 @@
-"""What a pod runs: the run directory from a ConfigMap, the wait for the data, and the agreement on an attempt."""
+"""What a pod runs before its agent works: the run directory from a ConfigMap, and the wait for the data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from kubernetes_scenarios import SCENARIOS, rendered
 from fullft_cluster.errors import RunFailedError, UsageError
 from fullft_cluster.rundir import RunDir, write_json
 from fullft_cluster.runtime import pod
-from fullft_cluster.runtime.pod import Meeting, main, make, wait_for_data
+from fullft_cluster.runtime.pod import main, make, wait_for_data
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +28,7 @@ def files(tmp_path: Path) -> Path:
     directory = tmp_path / "files"
     directory.mkdir()
     result, _ = rendered(SCENARIOS["processes"])
-    for name in pod.FILES:
+    for name in (*pod.FILES, *pod.MANIFESTS):
         (directory / name).write_text(result.files[name])
     return directory
 
@@ -43,8 +42,9 @@ def run(tmp_path: Path, files: Path) -> RunDir:
 
 
 def test_the_run_directory_is_made_whole_and_once(run: RunDir, files: Path) -> None:
-    assert {name: (run.path / name).read_bytes() for name in pod.FILES} == {
-        name: (files / name).read_bytes() for name in pod.FILES
+    names = (*pod.FILES, *pod.MANIFESTS)
+    assert {name: (run.path / name).read_bytes() for name in names} == {
+        name: (files / name).read_bytes() for name in names
     }
     assert run.read_run()["backend"] == "kubernetes" and run.read_run()["world_size"] == 2
     assert run.logs.is_dir() and run.heartbeats.is_dir() and run.checkpoints.is_dir()
@@ -63,9 +63,39 @@ def test_the_directory_of_another_run_is_refused(run: RunDir, files: Path) -> No
     assert main(["make", "--run", str(run.path), "--files", str(files)]) == 2
 
 
+def test_other_manifests_are_the_same_run(run: RunDir, files: Path) -> None:
+    """`resume` may apply them changed; what is trained is in the other files."""
+    (files / "job.yaml").write_text("kind: JobSet\n")
+    make(run, files)
+    (files / "supervisor.yaml").unlink()
+    make(run, files)
+
+
+def test_of_two_that_make_it_at_once_one_does(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = RunDir(tmp_path / "runs" / "example")
+    made.path.parent.mkdir()
+    rename = Path.rename
+
+    def late(self: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        make(made, files)  # the other one, a moment earlier
+        made.update_run(attempt=7)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    make(made, files)
+    assert made.read_run()["attempt"] == 7
+    assert [path.name for path in made.path.parent.iterdir()] == ["example"]
+
+
 def report(run: RunDir, code: int, errors: list[str]) -> None:
     run.prepare_report.parent.mkdir(exist_ok=True)
     write_json(run.prepare_report, {"exit_code": code, "errors": errors})
+
+
+def prepared(run: RunDir) -> None:
+    report(run, 0, [])
+    write_json(run.data, {})
 
 
 def test_the_wait_for_the_data(run: RunDir, files: Path) -> None:
@@ -81,71 +111,41 @@ def test_the_wait_for_the_data(run: RunDir, files: Path) -> None:
     make(run, files)  # a new preparation: the old one's word is no longer waited on
     with pytest.raises(RunFailedError):
         wait_for_data(run, seconds=0.03)
-    report(run, 0, [])
-    write_json(run.data, {})
+    prepared(run)
     wait_for_data(run, seconds=0.03)
 
 
-def meet(run: RunDir, nodes: int) -> list[int]:
-    """The attempts that so many pods agree on, the last one first to come."""
-    found: dict[int, int] = {}
-
-    def join(rank: int) -> None:
-        found[rank] = Meeting(run, rank, nodes).join(f"host-{rank}", seconds=60)
-
-    threads = [threading.Thread(target=join, args=(rank,)) for rank in reversed(range(nodes))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [found[rank] for rank in range(nodes)]
-
-
-def test_pods_agree_on_the_attempt_life_after_life(run: RunDir) -> None:
-    run.stop.touch()
-    assert meet(run, 3) == [1, 1, 1]
-    state = run.read_run()
-    assert (state["state"], state["attempt"], state["restarts"]) == ("running", 1, 0)
-    assert state["nodes"] == ["host-0", "host-1", "host-2"]
-    assert not run.stop.exists(), "a stop of the attempt before is not one of this"
-    assert meet(run, 3) == [2, 2, 2], "what the first attempt left is not taken for the second"
-    assert run.exits(2).is_dir()
-
-
-def test_a_pod_that_comes_back_alone_is_in_no_attempt(run: RunDir) -> None:
-    assert meet(run, 2) == [1, 1]
-    with pytest.raises(RunFailedError, match="nothing new of node 0"):
-        Meeting(run, 1, 2).join("host-1", seconds=0.05)
-    assert run.read_run()["attempt"] == 1
-    assert meet(run, 2) == [2, 2], "with new pods on every node the run goes on"
+@pytest.mark.parametrize("state", ["failed", "cancelled"])
+def test_nothing_waits_for_the_data_of_a_run_that_has_ended(
+    run: RunDir, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    monkeypatch.setattr(pod, "ENDED_SECONDS", 0.05)
+    run.update_run(state=state)
+    with pytest.raises(UsageError, match=state):
+        wait_for_data(run, seconds=60)
+    assert main(["node", "--run", str(run.path), "--node-rank", "0"]) == 93
 
 
 def test_a_node_beyond_the_plan_is_refused(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
-    report(run, 0, [])
-    write_json(run.data, {})
-    assert main(["node", "--run", str(run.path), "--node-rank", "1"]) == 93
+    prepared(run)
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main(["node", "--run", str(run.path), "--node-rank", "1"]) == 93
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     assert "not below the plan's 1 nodes" in capsys.readouterr().err
 
 
-def test_the_node_agent_runs_with_what_was_agreed(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
-    report(run, 0, [])
-    write_json(run.data, {})
-    monkeypatch.setenv("NODE_NAME", "gpu-7")
-    given: list[list[str]] = []
-    monkeypatch.setattr(pod.node, "main", lambda argv: given.append(argv) or 75)
-    assert pod.run_node(run, 0) == 75
-    assert given == [["--run", str(run.path), "--attempt", "1", "--node-rank", "0"]]
-    assert run.read_run()["nodes"] == ["gpu-7"]
-
-
-def test_a_waiting_pod_leaves_when_asked(run: RunDir) -> None:
+@pytest.mark.parametrize(("arguments", "code"), [([], 75), (["--stopped-exit", "143"], 143)])
+def test_a_pod_that_waits_for_its_data_leaves_when_asked(run: RunDir, arguments: list[str], code: int) -> None:
     """The first process of a container ignores SIGTERM unless it has a handler of its own."""
-    code = "import sys; from fullft_cluster.runtime import pod; print('up', flush=True); "
-    code += "pod.wait_for_data = lambda run: [print('waits', flush=True), pod.time.sleep(600)]; sys.exit(pod.main())"
-    command = [sys.executable, "-c", code, "node", "--run", str(run.path), "--node-rank", "0"]
+    program = "import sys; from fullft_cluster.runtime import pod\n"
+    program += "pod.wait_for_data = lambda run: [print('waits', flush=True), pod.time.sleep(600)]\nsys.exit(pod.main())"
+    command = [sys.executable, "-c", program, "node", "--run", str(run.path), "--node-rank", "0", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
     assert process.stdout is not None
-    assert [process.stdout.readline() for _ in range(2)] == ["up\n", "waits\n"]
+    assert process.stdout.readline() == "waits\n"
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=60) == 75
+    assert process.wait(timeout=60) == code
     process.stdout.close()
