@@ -50,16 +50,25 @@ class Script:
         self.down: tuple[str, ...] = ()
         self.reason = "time_limit"
         self.killed = False
+        self.under_way: Callable[[RunDir, int], None] | None = None
+        """How the attempt ends that a supervisor before this one has started; None where it ended with it."""
+        self.asked_for: list[int] = []
 
     def nodes(self) -> tuple[str, ...]:
         return NODES
 
     def start(self, run: RunDir, attempt: int) -> subprocess.Popen[bytes]:
-        life = self.lives.pop(0)
+        return self._live(self.lives.pop(0), run, attempt)
+
+    def _live(self, life: Callable[[RunDir, int], None], run: RunDir, attempt: int) -> subprocess.Popen[bytes]:
         if getattr(life, "endless", False):
             return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         life(run, attempt)
         return subprocess.Popen(["true"])
+
+    def running(self, run: RunDir, attempt: int) -> subprocess.Popen[bytes] | None:
+        self.asked_for.append(attempt)
+        return self._live(self.under_way, run, attempt) if self.under_way else None
 
     def kill(self, child: subprocess.Popen[bytes]) -> None:
         self.killed = True
@@ -276,7 +285,6 @@ def test_a_lost_attempt_that_said_93_stays_stopped(run: RunDir) -> None:
 
 
 def test_a_cancelled_attempt_gets_its_line_and_the_resumed_run_goes_on(run: RunDir) -> None:
-    
     started = time.time() - 50
     run.update_run(state="cancelled", attempt=1, attempt_started=started, nodes=["node1"], ended=time.time())
     run.exits(1).mkdir(parents=True)
@@ -316,7 +324,6 @@ def test_a_supervisor_that_was_cut_off_writes_nothing(run: RunDir) -> None:
 
 
 def test_an_older_cancel_does_not_explain_a_later_loss(run: RunDir) -> None:
-    
     run.update_run(state="cancelled", attempt=1, attempt_started=time.time(), nodes=["node1"])
     run.exits(1).mkdir(parents=True)
     run.reopen()
@@ -389,3 +396,106 @@ def test_an_unexpected_fault_is_said_where_status_finds_it(run: RunDir, monkeypa
     assert module.main(["--run", str(run.path), "--backend", "local"]) == 1
     assert run.read_run()["state"] == "failed"
     assert "No space left" in run.read_run()["reason"]
+
+
+# --- where the workers outlive their supervisor
+def opened(run: RunDir, attempt: int = 1, **changes: Any) -> None:
+    """What a supervisor leaves that is killed while an attempt is running."""
+    run.update_run(state="running", attempt=attempt, attempt_started=time.time() - 100, nodes=list(NODES), **changes)
+    run.exits(attempt).mkdir(parents=True)
+
+
+def test_an_attempt_that_is_under_way_is_watched_to_its_end(run: RunDir) -> None:
+    opened(run)
+    platform = Script(run)
+    platform.under_way = ends(0, 0, kind="done", steps=[1, 2])
+    code, attempts, state = supervise(run, platform)
+    assert (code, state["state"], state["attempt"], state["restarts"]) == (0, "completed", 1, 0)
+    assert [(line["attempt"], line["cause"], line["exit_codes"]) for line in attempts] == [(1, "done", [0, 0])]
+    assert attempts[0]["end"] - attempts[0]["start"] > 99, "it began when it began, not when it was found"
+
+
+def test_it_is_followed_by_another_as_if_nothing_had_happened(run: RunDir) -> None:
+    opened(run, started_from_step=None)
+    platform = Script(run, ends(0, 0, kind="done", steps=[3]))
+    platform.under_way = ends(75, 75, kind="stopped", steps=[1, 2], commit=2)
+    _, attempts, state = supervise(run, platform)
+    assert [line["cause"] for line in attempts] == ["stop_requested", "done"]
+    assert (state["attempt"], state["restarts"]) == (2, 1)
+    assert platform.asked_for == [1]
+
+
+def test_the_budget_of_failures_goes_on_over_supervisors(run: RunDir) -> None:
+    """Each of them is killed once its attempt is opened; the fourth failure without a checkpoint is the last."""
+    opened(run)
+    for attempt in (1, 2, 3, 4):
+        platform = Script(run, lambda run, attempt: (_ for _ in ()).throw(KeyboardInterrupt))
+        platform.under_way = ends(1, 1)
+        if attempt < 4:
+            with pytest.raises(KeyboardInterrupt):
+                supervise(run, platform)
+        else:
+            code, attempts, state = supervise(run, platform)
+    assert (code, state["state"]) == (1, "failed")
+    assert [line["decision"] for line in attempts] == ["requeue", "requeue", "requeue", "stop"]
+
+
+def test_a_hang_is_seen_by_the_supervisor_that_came_later(run: RunDir) -> None:
+    from msgspec.structs import replace
+
+    opened(run)
+    platform = Script(run, here=True)
+    platform.under_way = endless
+    supervisor = Supervisor(run, platform)
+    survival = replace(supervisor.config.survival, hang_seconds=1, max_failures=0)
+    supervisor.config = replace(supervisor.config, survival=survival)
+    assert supervisor.supervise() == 1
+    assert platform.killed
+    assert [line["cause"] for line in read_lines(run.attempts)] == ["hang"]
+
+
+def test_a_cancel_that_came_while_nobody_watched_is_honoured(run: RunDir) -> None:
+    opened(run)
+    write_json(run.stop, {"reason": "cancelled"})
+    platform = Script(run)
+    platform.under_way = ends(75, 75, kind="stopped", steps=[1], commit=1)
+    code, attempts, state = supervise(run, platform)
+    assert (code, state["state"]) == (0, "cancelled")
+    assert [line["cause"] for line in attempts] == ["cancelled"]
+
+
+def test_an_attempt_that_has_its_line_is_not_watched_again(run: RunDir) -> None:
+    """The supervisor was killed between two attempts."""
+    supervise(run, Script(run, ends(75, 75, kind="stopped", commit=1), here=False))
+    platform = Script(run, ends(0, 0, kind="done"))
+    platform.under_way = ends(1, 1)
+    _, attempts, _ = supervise(run, platform)
+    assert platform.asked_for == []
+    assert [line["cause"] for line in attempts] == ["stop_requested", "done"]
+
+
+def test_what_ended_with_its_supervisor_is_settled(run: RunDir) -> None:
+    opened(run)
+    platform = Script(run, ends(0, 0, kind="done"))
+    platform.past = "REQUEUED"
+    _, attempts, _ = supervise(run, platform)
+    assert platform.asked_for == [1]
+    assert [line["cause"] for line in attempts] == ["operator_requeue", "done"]
+
+
+def test_a_node_that_was_lost_meanwhile_is_excluded(run: RunDir) -> None:
+    opened(run)
+    platform = Script(run, ends(0, 0, kind="done"))
+    platform.under_way, platform.life, platform.down = ends(1, -9), "NODE_FAIL", NODES
+    _, attempts, state = supervise(run, platform)
+    assert [line["cause"] for line in attempts] == ["node_fail", "done"]
+    assert state["excluded_nodes"] == ["node1"]
+
+
+def test_on_slurm_and_here_no_worker_outlives_its_supervisor(run: RunDir, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fullft_cluster.runtime.platform import LocalPlatform, SlurmPlatform
+
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node1")
+    assert LocalPlatform().running(run, 1) is None
+    assert SlurmPlatform().running(run, 1) is None
