@@ -25,7 +25,7 @@ def disrupted(why: str, status: str = "True", **more: Any) -> dict[str, Any]:
 
 
 def terminated(reason: str, where: str = "state", **more: Any) -> dict[str, Any]:
-    containers = [{"state": {"running": {}}}, {"state": {}, where: {"terminated": {"reason": why, "exitCode": 137}}}]
+    containers = [{"state": {"running": {}}}, {"state": {}, where: {"terminated": {"reason": reason, "exitCode": 137}}}]
     return {"metadata": {}, "status": {"containerStatuses": containers, **more}}
 
 
