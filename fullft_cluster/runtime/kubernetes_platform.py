@@ -181,13 +181,23 @@ class KubernetesPlatform:
         """Return what ended the pods, in SLURM's words: their own conditions, else a suspended job."""
         if self.world is None:
             return None
-        words = pod_state.end_of_world(self.world.last_seen())
+        words = pod_state.end_of_world(self._last_words(self.world))
         if words is not None:
             return words
         job = job_or_none(self.api, self.target) or {}
         if not job or not pod_state.suspended(job):
             return None
         return "PREEMPTED" if pod_state.queued(job) else "REQUEUED"
+
+    def _last_words(self, world: World) -> list[Json]:
+        """Return the attempt's pods: as the server has them now, else as the watch saw them last."""
+        try:
+            now = self.api.list(self.target.pods_path, self.target.pods_selector)
+        except ApiError as error:
+            log.warning("%s", error)
+            now = []
+        seen = {pod["metadata"]["uid"]: pod for pod in [*world.last_seen(), *now]}
+        return [seen[ticket.uid] for ticket in world.opened.tickets if ticket.uid in seen]
 
     def past_life_state(self) -> str | None:
         """Nothing is known of pods that are gone."""

@@ -14,8 +14,8 @@ from run_files import RunFiles
 
 ROOT = Path(__file__).parents[2]
 MAIN = "import sys; from fullft_cluster.cli.main import main; sys.exit(main())"
-STEPS = 30
-SAVE_STEPS = 10
+STEPS = 16
+SAVE_STEPS = 6
 CLUSTER = Path(__file__).parent / "cluster.yaml"
 # Two nodes, two processes each, in fp32, so that two runs can be compared bit for bit.
 SETTINGS = (

@@ -36,7 +36,9 @@ class Network:
         _ip(
             self.bridge.pid,
             "link set lo up",
-            "link add pods type bridge",
+            # An address of its own: else it takes the lowest of its ports', which changes as pods come, and everybody's
+            # connections through it stand still until the neighbours have asked again.
+            "link add pods address 02:00:0a:f4:00:01 type bridge",
             "address add 10.244.0.1/16 dev pods",
             f"address add {SERVICE_ADDRESS}/32 dev pods",
             "link set pods up",

@@ -71,13 +71,8 @@ def outranked(run: Run) -> str:
 Disturbance = Callable[[Run], str]
 GRACEFUL = (evicted, first_evicted, drained, outranked)
 EVERY: tuple[Disturbance, ...] = (*GRACEFUL, node_lost, worker_killed)
-AT_ONCE = {  # of each kind what is most its own; the others `make nightly` runs
-    ("pytorchjob", first_evicted),
-    ("trainjob", node_lost),
-    ("jobset", outranked),
-    ("job", node_lost),
-    ("pytorchjob", worker_killed),
-}
+AT_ONCE = {("pytorchjob", first_evicted), ("trainjob", outranked), ("job", node_lost)}
+"""What is tried in every run of the tests; the rest by `make nightly`."""
 
 
 def cases() -> list[object]:
@@ -128,12 +123,18 @@ def test_the_world_restarts_and_learns_what_it_would_have_learnt(
     same(run, undisturbed)
 
 
-def test_a_run_that_kueue_preempts_resumes_when_there_is_room(lab: Lab, place: Place, undisturbed: Run) -> None:
+@pytest.mark.parametrize(
+    "kind", [kind if kind == "jobset" else pytest.param(kind, marks=pytest.mark.nightly) for kind in KINDS]
+)
+def test_a_run_that_kueue_preempts_resumes_when_there_is_room(
+    lab: Lab, place: Place, undisturbed: Run, kind: str
+) -> None:
     with lab.namespace(queue_gpus=4) as namespace:
         queue = ("kubernetes.queue=training", "kubernetes.queue_priority=low")
-        run = place.apply("jobset", namespace, "queued", *queue)
+        run = place.apply(kind, namespace, f"queued-{kind}", *queue)
         run.frozen_at(1, STAND)
         kube_crowd.kueue_job(lab, namespace, "urgent", gpus=2)
+        run.wait_for(lambda: not run.pods())  # all are told to go
         run.thaw()
         assert run.attempt_ended(1)["cause"] == "preempted"
         run.finish()
@@ -141,15 +142,23 @@ def test_a_run_that_kueue_preempts_resumes_when_there_is_room(lab: Lab, place: P
         same(run, undisturbed)
 
 
-def test_a_supervisor_that_is_made_anew_goes_on_watching(
+def test_the_budget_and_the_watch_outlive_the_supervisors_pod(
     lab: Lab, place: Place, undisturbed: Run, namespace: str
 ) -> None:
-    run = place.apply("job", namespace, "watched")
+    run = place.apply("pytorchjob", namespace, "watched")
     run.frozen_at(1, STAND)
     (before,) = run.pods("supervisor")
+    pods = {pod["metadata"]["uid"] for pod in run.pods()}
     lab.evict(namespace, before["metadata"]["name"])
     run.wait_for(lambda: [p for p in run.pods("supervisor") if p["metadata"]["uid"] != before["metadata"]["uid"]])
+    worker_killed(run)
+    run.thaw()
+    first = run.attempt_ended(1)
+    assert (first["attempt"], first["cause"], first["committed_step"]) == (1, "crash", SAVE_STEPS)
+    run.frozen_at(2, STAND)
+    assert {pod["metadata"]["uid"] for pod in run.pods()} == pods, "the world starts again in the pods that are there"
     run.thaw()
     run.finish()
-    assert [line["cause"] for line in run.attempts] == ["done"], "nothing happened to the training"
+    assert [line["cause"] for line in run.attempts] == ["crash", "done"]
+    assert run.json("run.json")["history"]["failures"] == 0, "a new checkpoint clears the count"
     same(run, undisturbed)
