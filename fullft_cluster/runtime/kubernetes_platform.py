@@ -17,7 +17,7 @@ from fullft_cluster.runtime.kubernetes_target import KINDS, Target, exclude, job
 from fullft_cluster.runtime.meeting import Meeting, Opened, Ticket
 from fullft_cluster.runtime.platform import Child, SupersededError
 from fullft_cluster.runtime.policy import Decision
-from fullft_cluster.runtime.world import Vigil, World
+from fullft_cluster.runtime.world import Cluster, Vigil, World
 
 POLL_SECONDS = 1.0
 JOB_SECONDS = 2.0
@@ -38,7 +38,12 @@ class KubernetesPlatform:
         self.meeting = Meeting(run)
         self.meeting.make()
         self.vigil = Vigil(self.meeting)
-        self.pods = Watched(api, target.pods_path, target.pods_selector).start()
+        self.cluster = Cluster(
+            pods=Watched(api, target.pods_path, target.pods_selector).start(),
+            job=Watched(api, target.kind_path, field_selector=f"metadata.name={target.name}").start(),
+            check=self.check,
+        )
+        self.pods = self.cluster.pods
         self.world: World | None = None
         self._tickets: tuple[Ticket, ...] = ()
         self._excluded: set[str] = set()
@@ -157,7 +162,7 @@ class KubernetesPlatform:
         """Open the attempt: the pods see it and start their workers."""
         opened = Opened(attempt=attempt, tickets=self._tickets)
         self.meeting.open(attempt, self._tickets)
-        self.world = World(run, opened, self.pods, self.check)
+        self.world = World(run, opened, self.cluster)
         return self.world
 
     def running(self, run: RunDir, attempt: int) -> Child | None:
@@ -166,7 +171,7 @@ class KubernetesPlatform:
         if opened is None or opened.attempt != attempt:
             return None
         self.pods.wait_synced(60)
-        self.world = World(run, opened, self.pods, self.check)
+        self.world = World(run, opened, self.cluster)
         return self.world
 
     def kill(self, child: Child) -> None:
@@ -182,12 +187,7 @@ class KubernetesPlatform:
         if self.world is None:
             return None
         words = pod_state.end_of_world(self._last_words(self.world))
-        if words is not None:
-            return words
-        job = job_or_none(self.api, self.target) or {}
-        if not job or not pod_state.suspended(job):
-            return None
-        return "PREEMPTED" if pod_state.queued(job) else "REQUEUED"
+        return words or self.world.suspended_by
 
     def _last_words(self, world: World) -> list[Json]:
         """Return the attempt's pods: as the server has them now, else as the watch saw them last."""

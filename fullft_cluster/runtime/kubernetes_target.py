@@ -35,6 +35,11 @@ class Target(Frozen, frozen=True):
         return object_path(KINDS[self.kind], self.namespace, self.name)
 
     @property
+    def kind_path(self) -> str:
+        """Return the path of all objects of that kind."""
+        return object_path(KINDS[self.kind], self.namespace)
+
+    @property
     def template_path(self) -> str:
         """Return the path of the object whose pod template can still be changed.
 

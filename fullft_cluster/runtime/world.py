@@ -48,6 +48,17 @@ class Vigil:
 
 
 @dataclass
+class Cluster:
+    """What a world looks at besides the volume."""
+
+    pods: Watched
+    job: Watched
+    """The training object alone."""
+    check: Callable[[], None]
+    """Raises SupersededError when this is not the run's supervisor any more."""
+
+
+@dataclass
 class Member:
     """What became of one node of the attempt."""
 
@@ -62,13 +73,15 @@ class Member:
 class World:
     """One attempt's pods. `poll` returns None until every node has ended, one way or the other."""
 
-    def __init__(self, run: RunDir, opened: Opened, pods: Watched, check: Callable[[], None]) -> None:
-        self.run, self.opened, self.pods = run, opened, pods
+    def __init__(self, run: RunDir, opened: Opened, cluster: Cluster) -> None:
+        self.run, self.opened, self.pods = run, opened, cluster.pods
         self.meeting = Meeting(run)
         self.vigil = Vigil(self.meeting)
         self.members = [Member(ticket=ticket) for ticket in opened.tickets]
         self.returncode: int | None = None
-        self._check = check
+        self.suspended_by: str | None = None
+        """In SLURM's words, why the job was suspended while the pods were there; it may run again by now."""
+        self._cluster = cluster
         self._looked = 0.0
         self._uneven_since: float | None = None
         self._was_given_up = False
@@ -78,7 +91,8 @@ class World:
         if self.returncode is not None or time.monotonic() - self._looked < LOOK_SECONDS:
             return self.returncode
         self._looked = time.monotonic()
-        self._check()
+        self._cluster.check()
+        self._look_at_job()
         pods = {pod["metadata"]["uid"]: pod for pod in self.pods.items().values()}
         for rank, member in enumerate(self.members):
             self._look(rank, member, pods.get(member.ticket.uid))
@@ -89,6 +103,11 @@ class World:
         elif any(over):
             self._hurry()
         return self.returncode
+
+    def _look_at_job(self) -> None:
+        for job in self._cluster.job.items().values():
+            if pod_state.suspended(job):
+                self.suspended_by = "PREEMPTED" if pod_state.queued(job) else "REQUEUED"
 
     def _look(self, rank: int, member: Member, pod: Json | None) -> None:
         if member.exit_codes is None:
