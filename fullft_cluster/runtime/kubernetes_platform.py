@@ -37,10 +37,10 @@ class KubernetesPlatform:
         self.plan = Plan.from_json(run.plan.read_bytes())
         self.meeting = Meeting(run)
         self.meeting.make()
-        self.vigil = Vigil(self.meeting)
         self.cluster = Cluster(
             pods=Watched(api, target.pods_path, target.pods_selector).start(),
             job=Watched(api, target.kind_path, field_selector=f"metadata.name={target.name}").start(),
+            vigil=Vigil(self.meeting),
             check=self.check,
         )
         self.pods = self.cluster.pods
@@ -113,7 +113,7 @@ class KubernetesPlatform:
         by_uid = {ticket.uid: rank for rank in range(self.plan.nodes) if (ticket := self.meeting.ticket(rank))}
         for pod in self.pods.items().values():
             rank = by_uid.get(pod["metadata"]["uid"])
-            silent = _overdue(pod) if rank is None else self.vigil.lost(rank, pod)
+            silent = _overdue(pod) if rank is None else self.cluster.vigil.lost(rank, pod)
             if pod_state.leaving(pod) and silent:
                 try:
                     release(self.api, self.target, pod)

@@ -54,6 +54,7 @@ class Cluster:
     pods: Watched
     job: Watched
     """The training object alone."""
+    vigil: Vigil
     check: Callable[[], None]
     """Raises SupersededError when this is not the run's supervisor any more."""
 
@@ -76,7 +77,7 @@ class World:
     def __init__(self, run: RunDir, opened: Opened, cluster: Cluster) -> None:
         self.run, self.opened, self.pods = run, opened, cluster.pods
         self.meeting = Meeting(run)
-        self.vigil = Vigil(self.meeting)
+        self.vigil = cluster.vigil
         self.members = [Member(ticket=ticket) for ticket in opened.tickets]
         self.returncode: int | None = None
         self.suspended_by: str | None = None
