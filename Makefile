@@ -24,12 +24,13 @@ nightly: setup  ## the tests that take long: other SLURM versions, in roots of o
 	@scripts/setup.sh --nightly
 	@$(VENV)/bin/python -m pytest -m nightly $(PYTEST_ARGS)
 
-lint: setup  ## ruff, mypy, import directions, shellcheck
+lint: setup  ## ruff, mypy, import directions, shellcheck, hadolint
 	@$(VENV)/bin/ruff check --quiet
 	@$(VENV)/bin/ruff format --check --quiet
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports --no-cache
 	@git ls-files '*.sh' .ci/run | xargs $(VENV)/bin/shellcheck
+	@$(VENV)/bin/hadolint Dockerfile
 
 format: setup  ## let ruff repair and format
 	@$(VENV)/bin/ruff check --fix --quiet
