@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 
+from fullft_cluster.backends.interrupts import held_back
 from fullft_cluster.backends.kubernetes_objects import Names, path_of, words_of
 from fullft_cluster.errors import FullftError, Problem, SchedulerError, UsageError
 from fullft_cluster.kubernetes_api import Api, ApiError, Conflict, Json, Unreachable
@@ -25,12 +26,16 @@ def make_all(api: Api, objects: Sequence[Json], run: str, say: Say) -> None:
     lock = next((obj for obj in objects if obj["metadata"]["name"] == Names(run).state), objects[0])
     begun: list[Json] = []
     try:
-        _take_name(api, lock, begun)
-        for obj in objects:
-            if obj is not lock:
-                begun.append(obj)  # before it is sent: where the answer is lost, it may be there
-            api.apply(obj)
-            say(f"{words_of(obj)} made")
+        # A request that is given up half-way may still be carried out, after what takes it back.
+        with held_back(say) as interrupts:
+            _take_name(api, lock, begun)
+            for obj in objects:
+                interrupts.check()
+                if obj is not lock:
+                    begun.append(obj)  # before it is sent: where the answer is lost, it may be there
+                api.apply(obj)
+                say(f"{words_of(obj)} made")
+            interrupts.check()
     except BaseException as error:
         if begun:
             say(f"removing what was made: {len(begun)} objects")

@@ -102,8 +102,12 @@ class Api(Transport):
             "kind": "SelfSubjectAccessReview",
             "spec": {"resourceAttributes": {key: value for key, value in asked.items() if value}},
         }
-        answer = self.request("POST", object_path("SelfSubjectAccessReview", None), body=body)
-        return bool(answer["status"].get("allowed"))
+        for _ in range(3):
+            status = self.request("POST", object_path("SelfSubjectAccessReview", None), body=body)["status"]
+            if status.get("allowed") or not (self.is_settling or status.get("evaluationError")):
+                break
+            self.sleep(1.0)  # it has not read all of its roles yet
+        return bool(status.get("allowed"))
 
     def user(self) -> str | None:
         """Return whom the server takes us for; None where it does not say."""

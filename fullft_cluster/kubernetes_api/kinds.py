@@ -82,6 +82,10 @@ INSTALL: dict[str, tuple[str, str]] = {
         "Volcano",
         "kubectl apply -f https://raw.githubusercontent.com/volcano-sh/volcano/v1.12.2/installer/volcano-development.yaml",
     ),
+    "scheduling.x-k8s.io": (
+        "the coscheduling plugin",
+        "helm install --repo https://scheduler-plugins.sigs.k8s.io scheduler-plugins scheduler-plugins",
+    ),
 }
 """API group -> what brings it, and the command that installs that."""
 

@@ -16,7 +16,15 @@ from urllib.parse import urlencode
 from fullft_cluster import __version__
 from fullft_cluster.errors import Problem
 from fullft_cluster.kubernetes_api.backoff import Backoff
-from fullft_cluster.kubernetes_api.failures import ApiError, Invalid, Unreachable, failure
+from fullft_cluster.kubernetes_api.failures import (
+    ApiError,
+    Forbidden,
+    GroupNotFound,
+    Invalid,
+    Unauthorized,
+    Unreachable,
+    failure,
+)
 
 PATIENCE_SECONDS = 60.0
 """How long a request is repeated in all: an API server is back from a restart or an update within this. Default."""
@@ -26,6 +34,9 @@ FIRST_PATIENCE_SECONDS = 30.0
 
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 30.0
+SETTLE_SECONDS = 10.0
+"""How long a server that is back may deny what it allows: it answers before it has read its roles, users and CRDs."""
+
 AGAIN = frozenset({429, 500, 502, 503, 504})
 """The statuses that may be others a moment later."""
 
@@ -68,6 +79,8 @@ class Transport:
         self._answered = False
         self._warned: set[str] = set()
         self._away = threading.Event()
+        self._was_lost = False
+        self._settled_at = 0.0
 
     def request(
         self, method: str, path: str, query: Query | None = None, body: Any = None, content_type: str | None = None
@@ -98,17 +111,22 @@ class Transport:
                 answer = self._send(request, stream_seconds)
             except (urllib3.exceptions.HTTPError, OSError) as error:
                 fault: ApiError = self.unreachable(error)
+                self._was_lost = True
                 if _hopeless(error, answered=self._answered) or (_was_sent(error) and not request.again):
                     raise fault from None
                 self._pause(patience, fault, 0.0)
                 continue
             self._answered = True
+            if self._was_lost:
+                self._was_lost, self._settled_at = False, time.monotonic() + SETTLE_SECONDS
             if 200 <= answer.status < 300:
                 self._is_back()
                 self._warn(answer.headers.get("Warning", ""))
                 return answer
             fault = failure(answer.status, _status(answer.data), request.method, request.path, self.host)
-            if isinstance(fault, Invalid) or answer.status not in AGAIN or (answer.status != 429 and not request.again):
+            denied = isinstance(fault, Unauthorized | Forbidden | GroupNotFound) and self.is_settling
+            again = denied or answer.status == 429 or (answer.status in AGAIN and request.again)
+            if isinstance(fault, Invalid) or not again:
                 self._is_back()
                 raise fault
             self._pause(patience, fault, _retry_after(answer.headers))
@@ -133,6 +151,11 @@ class Transport:
             redirect=False,
             preload_content=stream_seconds is None,
         )
+
+    @property
+    def is_settling(self) -> bool:
+        """Return whether the server came back a moment ago, so that a denial of it may not be its last word."""
+        return time.monotonic() < self._settled_at
 
     def _patience(self) -> float:
         return self.patience_seconds if self._answered else min(self.patience_seconds, FIRST_PATIENCE_SECONDS)
@@ -169,7 +192,8 @@ class Transport:
 
 def cause(error: BaseException) -> str:
     """Return an error's own words without the client's objects around them."""
-    text = str(getattr(error, "reason", None) or error) or type(error).__name__
+    inner = next((part for part in error.args if isinstance(part, BaseException)), None)
+    text = str(getattr(error, "reason", None) or inner or error) or type(error).__name__
     return re.sub(r"^<[^>]*>: |^\w*\(.*?\): ", "", text)
 
 

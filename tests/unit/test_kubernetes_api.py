@@ -103,6 +103,18 @@ def test_nobody_listens(fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> None:
     assert caught.value.exit_code == 4
 
 
+def test_a_server_that_is_back_may_deny_for_a_moment_what_it_allows(fake: FakeApi, api: Api) -> None:
+    """It answers before it has read its roles and its CRDs (seen at each restart of a real one)."""
+    denied = refusal(403, 'User "eve" cannot patch resource "configmaps" in API group ""', "Forbidden")
+    fake.answers = [Lost(), denied, Answer(404, b"404 page not found"), OK]
+    assert api.apply(MAP) == MAP
+    fake.answers = [denied]
+    api._settled_at = 0.0
+    with pytest.raises(Forbidden):
+        api.apply(MAP)
+    assert len(fake.asked) == 5
+
+
 def test_what_would_be_done_twice_is_not_sent_again_once_it_may_have_been_done(fake: FakeApi, api: Api) -> None:
     fake.answers = [Lost(), OK]
     with pytest.raises(Unreachable):
