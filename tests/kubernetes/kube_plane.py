@@ -193,8 +193,10 @@ class ControlPlane:
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": user, "namespace": namespace}}],
         }
         path = self.directory / f"{user}.{namespace}.kubeconfig"
-        path.write_text(json.dumps(config))
-        path.chmod(0o600)
+        whole = self.directory / f".{user}.{namespace}.{threading.get_ident()}"
+        whole.write_text(json.dumps(config))
+        whole.chmod(0o600)
+        whole.replace(path)  # whoever was given it before may be reading it now
         return path
 
 
