@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ def fsync_path(path: Path) -> None:
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a whole file: temporary name, fsync, rename, fsync of the directory."""
     raw = data.encode() if isinstance(data, str) else data
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # In pods every writer has the process id 1, and several hosts write beside each other.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     with temporary.open("wb") as file:
         file.write(raw)
         file.flush()

@@ -7,6 +7,7 @@ it is told to (SIGTERM: eviction, preemption, drain, Kueue), or when nobody has 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -133,7 +134,8 @@ class Agent:
         """
         self._beat()
         if self.terminated and not self.run_dir.stop.exists():
-            write_json(self.run_dir.stop, {"reason": "terminated", "time": time.time(), "attempt": attempt})
+            with contextlib.suppress(OSError):  # the workers have the signal
+                write_json(self.run_dir.stop, {"reason": "terminated", "time": time.time(), "attempt": attempt})
         return self.meeting.given_up(attempt)
 
     def _wait_for_word(self, attempt: int) -> int | None:

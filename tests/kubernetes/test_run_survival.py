@@ -136,7 +136,8 @@ def test_a_run_that_kueue_preempts_resumes_when_there_is_room(
         kube_crowd.kueue_job(lab, namespace, "urgent", gpus=2)
         run.wait_for(lambda: not run.pods())  # all are told to go
         run.thaw()
-        assert run.attempt_ended(1)["cause"] == "preempted"
+        first = run.attempt_ended(1)
+        assert (first["cause"], first["seconds_lost"], first["exit_codes"]) == ("preempted", 0, [75] * 4), first
         run.finish()
         assert [line["cause"] for line in run.attempts] == ["preempted", "done"]
         same(run, undisturbed)
