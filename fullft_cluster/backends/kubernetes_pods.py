@@ -17,6 +17,8 @@ _INSUFFICIENT = re.compile(r"Insufficient ([\w./-]+)")
 _TAINT = re.compile(r"untolerated taint(?:\(s\)|s)? \{([^}]*)\}")
 _SECRET = re.compile(r'secret "([^"]+)" not found')
 _KEY = re.compile(r"couldn't find key (\S+) in Secret (?:\S+/)?([^\s\"]+)")
+_PREEMPTION = re.compile(r" (?:no new claims to deallocate, )?preemption:")
+"""What the scheduler adds on whether it would help to evict others."""
 _NO_CLAIM = re.compile(r'persistentvolumeclaim "([^"]+)" (not found|is being deleted)')
 
 
@@ -36,7 +38,7 @@ def _scheduling(pod: Json) -> Iterator[str]:
         gates = ", ".join(gate["name"] for gate in pod["spec"].get("schedulingGates") or ())
         yield f"held back by {gates or 'a scheduling gate'}"
     elif condition.get("status") == "False" and pod["status"].get("phase") == "Pending":
-        words = _one_line(str(condition.get("message", ""))).split(" preemption:")[0].rstrip(". ")
+        words = _PREEMPTION.split(_one_line(str(condition.get("message", ""))))[0].rstrip("., ")
         lacking = missing(pod, words)
         yield f"cannot be scheduled: {words}" + (f". It lacks {'; '.join(lacking)}" if lacking else "")
 

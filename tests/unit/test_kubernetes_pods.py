@@ -63,7 +63,10 @@ def ended(phase: str, *, code: int, reason: str = "Error", message: str = "", no
             "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.",
             ["a free node with nvidia.com/gpu.product=NVIDIA-A100-SXM4-80GB"],
         ),
-        ("0/4 nodes are available: 4 Insufficient memory.", ["memory (a pod asks for 640Gi)"]),
+        (
+            "0/4 nodes are available: 4 Insufficient memory. no new claims to deallocate, preemption: 0/4 nodes",
+            ["are available: 4 Insufficient memory. It lacks memory (a pod asks for 640Gi)"],
+        ),
         (
             "0/1 nodes are available: 1 node(s) had untolerated taint(s) {team: nlp}.",
             ["a toleration of team=nlp (kubernetes.tolerations)"],
