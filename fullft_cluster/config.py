@@ -166,7 +166,8 @@ class KubernetesConfig(Frozen, frozen=True):
     """Volcano's Queue, with `gang: volcano`; default Volcano's own, `default`."""
     active_deadline: str | None = None
     """How long the training may be active before it is ended for good: `7d`, `36h`, or `none`; default three times the
-    longest of the plan's estimate, and a day at least. Time in a queue does not count."""
+    longest of the plan's estimate, and a day at least; none where the plan has no estimate. Time in a queue does not
+    count."""
     node_selector: dict[str, str] = msgspec.field(default_factory=dict)
     """Labels of the nodes, the GPU type's first of all: `nvidia.com/gpu.product: NVIDIA-A100-SXM4-80GB`."""
     tolerations: tuple[str, ...] = ()
