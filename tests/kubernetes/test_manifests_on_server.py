@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ def files(name: str, kind: str, namespace: str, **flags: Any) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def pod_groups(lab: Lab) -> None:
-    """The gang schedulers' kinds, from the schemas of the unit tests."""
+def pod_groups(lab: Lab) -> Iterator[None]:
+    """The gang schedulers' kinds, from the schemas of the unit tests; other tests need a cluster without them."""
+    made = []
     for path in sorted(CRDS.glob("podgroups-*.json")):
         crd = json.loads(path.read_text())
         group, _, version = crd["apiVersion"].partition("/")
@@ -47,8 +49,12 @@ def pod_groups(lab: Lab) -> None:
             "metadata": {"name": f"podgroups.{group}", "annotations": approved},
             "spec": {"group": group, "names": names, "scope": "Namespaced", "versions": [served]},
         }
+        made.append(f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/podgroups.{group}")
         lab.apply(json.dumps(definition))
         lab.wait_for(lambda at=crd["apiVersion"]: lab.get(f"/apis/{at}/namespaces/default/podgroups") is not None)
+    yield
+    for path in made:
+        lab.client.json("DELETE", path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -114,6 +120,7 @@ def test_the_supervisors_token_may_do_its_work_and_nothing_else(lab: Lab, namesp
         ("PATCH", f"{core}/configmaps/example-state", {"data": {"run.json": "{}"}}),
         ("GET", f"{core}/configmaps/example-state", None),
         ("GET", f"{own}/example", None),
+        ("GET", f"{own}?fieldSelector=metadata.name%3Dexample", None),
         ("PATCH", f"{own}/example", patch),
         ("DELETE", f"{core}/pods/nobody", None),
         ("PATCH", f"{core}/pods/nobody", patch),
