@@ -19,8 +19,9 @@ from manifest_schemas import check, documents
 from msgspec.structs import replace
 
 from fullft_cluster.errors import UsageError
-from fullft_cluster.kubernetes_job import KubernetesJob, literal
+from fullft_cluster.kubernetes_job import KubernetesJob
 from fullft_cluster.kubernetes_names import check_object_name
+from fullft_cluster.kubernetes_pod import literal
 from fullft_cluster.quoting import yaml_value
 from fullft_cluster.render import render
 
