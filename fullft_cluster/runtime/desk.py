@@ -12,16 +12,18 @@ import time
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from fullft_cluster.kubernetes_api import Api, ApiError
-from fullft_cluster.rundir import RunDir, read_lines, write_json
+from fullft_cluster.rundir import RunDir, write_json
 from fullft_cluster.runtime import evidence
 from fullft_cluster.runtime.kubernetes_target import Target
 from fullft_cluster.status import read_status
 
 PERIOD_SECONDS = 5.0
-ATTEMPTS = 200
-"""Of the newest attempts that are published: a ConfigMap holds a mebibyte."""
+ATTEMPTS_BYTES = 384 * 1024
+"""Of the newest attempts that are published, in two places: a ConfigMap holds a mebibyte, and a line names every node
+and worker."""
 
 log = logging.getLogger("supervisor")
 
@@ -97,12 +99,12 @@ class Desk:
 
     # --- what is published
     def _publish(self) -> None:
-        lines = list(read_lines(self.run.attempts))[-ATTEMPTS:]
         now = read_status(self.run, {})
+        lines = _newest(now.attempts)
         data = {
             "run.json": json.dumps(self.run.read_run()),
             "attempts.jsonl": "".join(json.dumps(line) + "\n" for line in lines),
-            "status.json": msgspec.json.encode(now).decode(),
+            "status.json": msgspec.json.encode(replace(now, attempts=lines)).decode(),
             "honoured": str(evidence.report(self._honoured).get("id") or ""),
         }
         self._patch(data)
@@ -111,3 +113,11 @@ class Desk:
         if data != self._published:
             self.api.merge_patch(self.target.state_path, {"data": data})
             self._published = data
+
+
+def _newest(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the last of the attempts, as many as are published."""
+    size, first = 0, len(lines)
+    while first and (size := size + len(json.dumps(lines[first - 1])) + 1) <= ATTEMPTS_BYTES:
+        first -= 1
+    return lines[first:]

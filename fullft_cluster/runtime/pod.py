@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+import traceback
 import uuid
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,28 @@ def volume_words(error: OSError) -> str:
     return str(error)
 
 
+def _node(run: RunDir, node_rank: int, stopped_exit: int) -> int:
+    """Return the exit code of the agent, whatever happens to it.
+
+    A fault of the volume or of ours must not look like the workers' own 1, with which a PyTorchJob is over: the pod is
+    made anew, and how often that helps is the supervisor's to count.
+    """
+    try:
+        return run_node(run, node_rank, stopped_exit)
+    except UsageError as error:
+        print(error, file=sys.stderr)
+        return EXIT_DO_NOT_REQUEUE
+    except PermissionError as error:
+        print(volume_words(error), file=sys.stderr)
+        return EXIT_DO_NOT_REQUEUE
+    except FullftError as error:
+        print(error, file=sys.stderr)
+        return stopped_exit
+    except Exception:
+        traceback.print_exc()
+        return stopped_exit
+
+
 def main(argv: list[str] | None = None) -> int:
     """Do one of the two; return the exit code: 93 for what a restart of the node repeats."""
     parser = argparse.ArgumentParser(prog="python -m fullft_cluster.runtime.pod", description=__doc__)
@@ -135,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.command == "node":
-            return run_node(RunDir(args.run), args.node_rank, args.stopped_exit)
+            return _node(RunDir(args.run), args.node_rank, args.stopped_exit)
         make(RunDir(args.run), args.files)
         return 0
     except OSError as error:
@@ -143,7 +166,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2 if args.command == "make" and isinstance(error, PermissionError) else 1
     except FullftError as error:
         print(error, file=sys.stderr)
-        return EXIT_DO_NOT_REQUEUE if args.command == "node" and isinstance(error, UsageError) else error.exit_code
+        return error.exit_code
 
 
 if __name__ == "__main__":

@@ -74,7 +74,8 @@ class Agent:
                 return said
 
     def _leaving(self, code: int) -> int:
-        return self.stopped_exit if code == EXIT_STOPPED else code
+        """Return the exit code of a pod that was told to go: what its workers' failure means, the supervisor says."""
+        return code if code in (EXIT_DONE, EXIT_DO_NOT_REQUEUE) else self.stopped_exit
 
     def _lay_ticket(self) -> Ticket:
         name = os.environ.get("POD_NAME") or os.uname().nodename
@@ -114,10 +115,8 @@ class Agent:
         log = self.run_dir.node_log(attempt, self.node_rank)
         _say(f"attempt {attempt}, node {self.node_rank}")
         node = Node(self.run_dir, attempt, self.node_rank)
-        node.start()
         self.node = node  # from here on a signal is forwarded
-        if self.terminated:
-            node.ask_to_stop(signal.SIGTERM, None)
+        node.start()
         echo = _Echo(log)
         codes = node.wait(lambda: self._given_up(attempt))
         echo.end()

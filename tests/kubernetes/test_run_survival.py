@@ -71,7 +71,7 @@ def outranked(run: Run) -> str:
 Disturbance = Callable[[Run], str]
 GRACEFUL = (evicted, first_evicted, drained, outranked)
 EVERY: tuple[Disturbance, ...] = (*GRACEFUL, node_lost, worker_killed)
-AT_ONCE = {("pytorchjob", first_evicted), ("trainjob", outranked), ("job", node_lost)}
+AT_ONCE = {("pytorchjob", first_evicted), ("trainjob", outranked)}
 """What is tried in every run of the tests; the rest by `make nightly`."""
 
 
@@ -123,9 +123,39 @@ def test_the_world_restarts_and_learns_what_it_would_have_learnt(
     same(run, undisturbed)
 
 
-@pytest.mark.parametrize(
-    "kind", [kind if kind == "jobset" else pytest.param(kind, marks=pytest.mark.nightly) for kind in KINDS]
-)
+def one_at_once(kind: str) -> pytest.MarkDecorator:
+    """Parametrize by kind, of which this one is tried in every run of the tests, the others by `make nightly`."""
+    return pytest.mark.parametrize(
+        "kind", [one if one == kind else pytest.param(one, marks=pytest.mark.nightly) for one in KINDS]
+    )
+
+
+@one_at_once("job")
+def test_a_lost_node_that_comes_back_is_not_used_again(
+    lab: Lab, place: Place, undisturbed: Run, namespace: str, kind: str
+) -> None:
+    run = place.apply(kind, namespace, f"returned-{kind}")
+    run.frozen_at(1, STAND)
+    used = [run.pod_of_node(rank)["spec"]["nodeName"] for rank in range(2)]
+    spare = sorted({"gpu-0", "gpu-1", "gpu-2", "gpu-3"} - set(used))
+    for node in spare:
+        lab.cordon(node)
+    lab.lose(used[1])
+    run.thaw()
+    first = run.attempt_ended(1)
+    assert (first["cause"], first["decision"]) == ("node_fail", "requeue_without_node")
+    run.wait_for(lambda: any("nodeName" not in pod["spec"] for pod in run.pods()))  # the lost pod is released
+    lab.bring_back(used[1])
+    run.wait_for(lambda: used[1] in run.json("control/pods/node-1.json").get("node", ""))  # the scheduler took it again
+    run.wait_for(lambda: any("nodeName" not in pod["spec"] for pod in run.pods()))  # and it is refused
+    lab.cordon(spare[0], cordoned=False)
+    run.finish()
+    assert used[1] not in run.attempts[1]["nodes"] and spare[0] in run.attempts[1]["nodes"]
+    assert [line["cause"] for line in run.attempts] == ["node_fail", "done"]
+    same(run, undisturbed)
+
+
+@one_at_once("jobset")
 def test_a_run_that_kueue_preempts_resumes_when_there_is_room(
     lab: Lab, place: Place, undisturbed: Run, kind: str
 ) -> None:

@@ -72,6 +72,7 @@ class FakeApi:
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
+        self.http.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that has gone
         threading.Thread(target=self.http.serve_forever, args=(0.02,), daemon=True).start()
         self.kubeconfig = directory / "kubeconfig"
         self.kubeconfig.write_text(json.dumps(kubeconfig(self.address)))

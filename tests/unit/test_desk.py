@@ -202,12 +202,14 @@ def test_a_run_without_a_directory_has_a_state_too(desk: Desk, state: Map) -> No
     }
 
 
-def test_of_many_attempts_the_newest_are_published(desk: Desk, run: RunDir, state: Map) -> None:
-    for attempt in range(1, 251):
-        append_line(run.attempts, {"attempt": attempt, "cause": "preempted"})
+def test_of_many_attempts_of_a_thousand_nodes_the_newest_are_published(desk: Desk, run: RunDir, state: Map) -> None:
+    nodes, codes = [f"gpu-node-{number:04}.example.org" for number in range(1000)], [75] * 8000
+    for attempt in range(1, 41):
+        append_line(run.attempts, {"attempt": attempt, "cause": "preempted", "nodes": nodes, "exit_codes": codes})
     desk._turn()
     published = [json.loads(line)["attempt"] for line in state.data["attempts.jsonl"].splitlines()]
-    assert published == list(range(51, 251))
+    assert published == list(range(published[0], 41)) and len(published) >= 5
+    assert sum(len(text) for text in state.data.values()) < 2**20, "a ConfigMap holds no more"
 
 
 def test_a_damaged_report_of_what_was_honoured_is_none(desk: Desk, run: RunDir, state: Map) -> None:
