@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import uuid
@@ -104,7 +105,8 @@ class KubernetesBackend:
             self.api.delete(path_of(view.training), propagation="Background")
         if now:
             for pod in view.of("worker"):  # at once, without the time for a checkpoint
-                self.api.delete(path_of(pod), grace_seconds=1)
+                with contextlib.suppress(Forbidden):  # then they go with their owner, as slowly as they like
+                    self.api.delete(path_of(pod), grace_seconds=1)
         alive = any(pod["status"].get("phase") == "Running" for pod in view.of("supervisor"))
         for job in (view.prepare, None if alive else view.supervisor):  # one that is alive ends by itself
             if job is not None and end_of(job)[0] is None:
@@ -188,10 +190,18 @@ class KubernetesBackend:
         for obj in found:
             self.api.delete(path_of(obj), propagation="Background")
             say(f"{words_of(obj)} deleted")
-        left = self._wait_until_gone(found)
+        pods = [pod for pod in self._pods(name) if pod["metadata"].get("ownerReferences")]
+        left = self._wait_until_gone([*found, *pods])
         if left:
             say(f"still stopping: {', '.join(words_of(obj) for obj in left)}")
         return [words_of(obj) for obj in found]
+
+    def _pods(self, name: str) -> list[Json]:
+        """Return the pods of a run, none where they may not be looked at."""
+        try:
+            return self.api.list(object_path("Pod", self.namespace), Names(name).selector)
+        except Forbidden:
+            return []
 
     def _objects(self, name: str, *, storage: bool) -> Iterator[Json]:
         for kind in (*REMOVABLE, *(("PersistentVolumeClaim",) if storage else ())):

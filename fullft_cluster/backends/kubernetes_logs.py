@@ -87,6 +87,7 @@ class Follower:
         self._api, self._namespace, self._run, self._print = api, namespace, run, show
         self._lock = threading.Lock()
         self._threads: dict[Log, threading.Thread] = {}
+        self._refused: ApiError | None = None
 
     def follow(self, ended: Callable[[], bool], *, tail: int | None) -> None:
         """Print until the run has ended and every log has been read to its end. Raises ApiError."""
@@ -102,8 +103,9 @@ class Follower:
                         self._begin(log, tail)
                 if over and watched.synced:
                     break
-                if watched.error is not None and watched.error.status in {401, 403}:
-                    raise watched.error
+                refused = self._refused or watched.error
+                if refused is not None and refused.status in {401, 403}:
+                    raise refused
                 watched.wait(POLL_SECONDS)
             deadline = time.monotonic() + LAST_SECONDS
             for thread in self._threads.values():
@@ -123,6 +125,7 @@ class Follower:
                 with self._lock:
                     self._print(log.name, line)
         except ApiError as error:
+            self._refused = error
             with self._lock:
                 self._api.report(f"{log.name}: its log cannot be followed: {error}")
 

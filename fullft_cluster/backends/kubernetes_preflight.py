@@ -14,7 +14,7 @@ from fullft_cluster.config import KubernetesConfig
 from fullft_cluster.errors import FullftError, Problem, SchedulerError, UsageError
 from fullft_cluster.kubernetes_api import Api, ApiError, Forbidden, GroupNotFound, Json, NotFound, object_path
 from fullft_cluster.kubernetes_api.failures import NamespaceNotFound, Permission, grants, group_problem
-from fullft_cluster.kubernetes_api.kinds import KINDS, Kind
+from fullft_cluster.kubernetes_api.kinds import Kind
 
 VERBS = ("get", "create", "patch", "delete")
 """What a submit does with each kind: looks, makes (server-side apply is a patch that may create), takes back."""
@@ -43,13 +43,16 @@ class Findings:
 def preflight(api: Api, objects: Sequence[Json], own: KubernetesConfig, nodes: int) -> Findings:
     """Return what is in the way of these objects. Raises ApiError when the server cannot be asked at all."""
     found = Findings()
-    if problem := _namespace(api, own.namespace):
+    problem, seen = _namespace(api, own.namespace)
+    if problem is not None:
         found.usage.append(problem)
         return found
     wanted = kinds(objects)
-    lacking = list(_not_served(api, [*wanted, *([KINDS["LocalQueue"]] if own.queue else [])]))
+    lacking = list(_not_served(api, [*wanted, *([api.kind("LocalQueue")] if own.queue else [])]))
     found.cluster += [group_problem(kind.group, kind.plural) for kind in lacking]
-    found.cluster += _permissions(api, [kind for kind in wanted if kind not in lacking], own.namespace)
+    permissions = _permissions(api, [kind for kind in wanted if kind not in lacking], own.namespace)
+    hint = "" if seen else f" Is there a namespace {own.namespace!r} at all?"
+    found.cluster += [Problem(one.where, one.what, one.fix + hint) for one in permissions]
     if found.cluster:  # what follows asks with these very permissions
         return found
     found.usage += _taken(api, objects, own.namespace)
@@ -59,18 +62,18 @@ def preflight(api: Api, objects: Sequence[Json], own: KubernetesConfig, nodes: i
     return found
 
 
-def _namespace(api: Api, name: str) -> Problem | None:
-    """Return what is wrong with the namespace. Who may not look at it hears of it at the dry run."""
+def _namespace(api: Api, name: str) -> tuple[Problem | None, bool]:
+    """Return what is wrong with the namespace, and whether it could be looked at."""
     try:
         namespace = api.get(object_path("Namespace", None, name))
     except NamespaceNotFound as error:
-        return error.problems[0]
+        return error.problems[0], True
     except Forbidden:
-        return None
+        return None, False
     if (namespace.get("status") or {}).get("phase") == "Terminating":
         fix = "Wait until it is gone and create it anew, or name another."
-        return Problem("--namespace", f"the namespace {name!r} is being deleted", fix)
-    return None
+        return Problem("--namespace", f"the namespace {name!r} is being deleted", fix), True
+    return None, True
 
 
 def _not_served(api: Api, wanted: Sequence[Kind]) -> Iterator[Kind]:

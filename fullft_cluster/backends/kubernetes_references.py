@@ -12,6 +12,9 @@ from fullft_cluster.kubernetes_api import Api, ApiError, Forbidden, Json, NotFou
 from fullft_cluster.kubernetes_api.kinds import KINDS
 from fullft_cluster.kubernetes_api.transport import Request
 
+_VERSIONS_VARY = ("LocalQueue", "WorkloadPriorityClass")
+"""Kueue's: v1beta2 since 0.14."""
+
 
 class Named(NamedTuple):
     """An object that the configuration names."""
@@ -29,8 +32,9 @@ def reference_problems(api: Api, own: KubernetesConfig, nodes: int) -> Iterator[
     """
     for named in _named(own):
         with contextlib.suppress(Forbidden):
-            namespace = own.namespace if KINDS[named.kind].namespaced else None
-            if not api.exists(object_path(named.kind, namespace, named.name)):
+            kind = api.kind(named.kind) if named.kind in _VERSIONS_VARY else KINDS[named.kind]
+            namespace = own.namespace if kind.namespaced else None
+            if not api.exists(object_path(kind, namespace, named.name)):
                 at = f" in namespace {own.namespace}" if namespace else ""
                 yield Problem(f"kubernetes.{named.key}", f"there is no {named.kind} {named.name!r}{at}", named.fix)
     if own.claim is not None:

@@ -7,6 +7,7 @@ import datetime
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ from fullft_cluster.backends.kubernetes_jobs import queue_of
 from fullft_cluster.backends.kubernetes_objects import COMPONENT, INSTANCE, MANAGED, Names
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, UsageError
-from fullft_cluster.kubernetes_api import Api, ApiError, Forbidden, Json, NotFound, object_path
+from fullft_cluster.kubernetes_api import Api, Forbidden, Json, NotFound, object_path
 from fullft_cluster.runtime.kubernetes_target import KINDS
 
 
@@ -85,12 +86,13 @@ def read_view(api: Api, namespace: str, name: str) -> View:
         raise UsageError(
             Problem(name, what, "Give --namespace or --context, or a name of `list --backend kubernetes`.")
         )
-    return _with_details(api, found[name])
+    return _with_details(_Details(api, namespace), found[name])
 
 
 def read_views(api: Api, namespace: str) -> list[View]:
     """Return all runs of a namespace, newest first."""
-    found = [_with_details(api, view) for view in _read(api, namespace, MANAGED).values()]
+    details = _Details(api, namespace)
+    found = [_with_details(details, view) for view in _read(api, namespace, MANAGED).values()]
     return sorted(found, key=lambda view: view.created, reverse=True)
 
 
@@ -116,7 +118,9 @@ def _read(api: Api, namespace: str, selector: str) -> dict[str, View]:
     for one in api.list(object_path("Job", namespace), selector):
         if (run := view(one)) is not None:
             _take_job(run, one)
-    wanted = {KINDS[config.kubernetes.kind] for run in views.values() if (config := run.config) is not None}
+    wanted: set[str] = set()
+    for run in views.values():  # one whose configuration is of another version may be of any kind
+        wanted |= {KINDS[run.config.kubernetes.kind]} if run.config is not None else set(KINDS.values())
     for kind in sorted(wanted - {"Job"}):
         with contextlib.suppress(NotFound):  # the operator was taken away
             for one in api.list(object_path(kind, namespace), selector):
@@ -148,16 +152,36 @@ def _take_job(run: View, one: Json) -> None:
         run.training = one
 
 
-def _with_details(api: Api, view: View) -> View:
-    """Return the run with what says more about what is not well. Both may be forbidden, and are done without."""
+class _Details:
+    """What says more about what is not well, read once for all runs. It may be forbidden, and is done without."""
+
+    def __init__(self, api: Api, namespace: str) -> None:
+        self._api, self._namespace = api, namespace
+
+    @cached_property
+    def warnings(self) -> list[Json]:
+        try:
+            return self._api.list(object_path("Event", self._namespace), field_selector="type=Warning")
+        except Forbidden:
+            return []
+
+    @cached_property
+    def workloads(self) -> list[Json]:
+        try:
+            return self._api.list(object_path(self._api.kind("Workload"), self._namespace))
+        except (Forbidden, NotFound):
+            return []
+
+
+def _with_details(details: _Details, view: View) -> View:
+    """Return the run with them, where it needs them."""
     jobs = [job for job in (view.training, view.prepare, view.supervisor) if job is not None]
     starting = any(pod["status"].get("phase") in ("Pending", "Failed") for pod in view.pods)
     lacking = any(not _has_pods(job, view.pods) for job in jobs)
     if starting or lacking:
-        view.warnings = list(_warnings(api, view))
+        view.warnings = list(_warnings(details.warnings, view))
     if any(queue_of(job) for job in jobs):
-        with contextlib.suppress(Forbidden, NotFound):
-            view.workloads = api.list(object_path("Workload", view.namespace))
+        view.workloads = details.workloads
     return view
 
 
@@ -166,11 +190,7 @@ def _has_pods(job: Json, pods: Iterable[Json]) -> bool:
     return any(pod["metadata"]["name"].startswith(f"{name}-") for pod in pods)
 
 
-def _warnings(api: Api, view: View) -> Iterator[Json]:
-    try:
-        events = api.list(object_path("Event", view.namespace), field_selector="type=Warning")
-    except ApiError:
-        return
+def _warnings(events: Iterable[Json], view: View) -> Iterator[Json]:
     uids = {pod["metadata"]["uid"] for pod in view.pods}
     for event in events:
         about = event.get("involvedObject") or event.get("regarding") or {}

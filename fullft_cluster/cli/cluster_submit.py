@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Container
 from typing import Any
 
 import click
@@ -12,7 +14,7 @@ from fullft_cluster.cli.options import print_json, resolved_from, say
 from fullft_cluster.cli.planning import make_ready
 from fullft_cluster.cli.target import cluster_flags
 from fullft_cluster.config_load import read_config_text
-from fullft_cluster.kubernetes_api import connect
+from fullft_cluster.kubernetes_api import Forbidden, connect
 
 
 def submit_to_cluster(options: dict[str, Any], *, as_json: bool, dry_run: bool) -> None:
@@ -21,7 +23,10 @@ def submit_to_cluster(options: dict[str, Any], *, as_json: bool, dry_run: bool) 
     named = resolved_from(options)
     given = named.config.kubernetes.namespace if "kubernetes.namespace" in named.origins else None
     backend = KubernetesBackend(api, given)
-    taken = backend.names() if named.config.name is None else ()
+    taken: Container[str] = ()
+    if named.config.name is None:
+        with contextlib.suppress(Forbidden):  # told with everything else that is missing
+            taken = backend.names()
     ready = make_ready(options, dry=False, taken=taken)
     config = read_config_text(ready.job.config_yaml)
     manifests = [ready.rendered.files[part] for part in ready.rendered.parts]

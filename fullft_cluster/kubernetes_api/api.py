@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fullft_cluster.kubernetes_api.failures import Conflict, Gone, NotFound, Permission
-from fullft_cluster.kubernetes_api.kinds import kind_of, object_path
+from fullft_cluster.kubernetes_api.failures import Conflict, Forbidden, Gone, NotFound, Permission
+from fullft_cluster.kubernetes_api.kinds import KINDS, Kind, kind_of, object_path
 from fullft_cluster.kubernetes_api.transport import Query, Request, Transport
 
 MANAGER = "fullft-cluster"
@@ -28,6 +28,10 @@ class Api(Transport):
     """Of the kubeconfig; None inside a cluster."""
     namespace = "default"
     """Where what says no namespace is looked for: the context's."""
+
+    def __init__(self, client: Any, **how: Any) -> None:
+        super().__init__(client, **how)
+        self._versions: dict[str, str] = {}
 
     # --- to read
     def get(self, path: str) -> Json:
@@ -91,6 +95,19 @@ class Api(Transport):
         except NotFound:
             return frozenset()
         return frozenset(str(one["name"]) for one in served)
+
+    def kind(self, name: str) -> Kind:
+        """Return where a kind is in this cluster: an operator may serve an older version than the table has."""
+        known = KINDS[name]
+        if known.group not in self._versions:
+            try:
+                found = self.request("GET", f"/apis/{known.group}")
+            except (NotFound, Forbidden):
+                found = {}
+            served = [str(one["version"]) for one in found.get("versions") or ()]
+            preferred = str((found.get("preferredVersion") or {}).get("version", known.version))
+            self._versions[known.group] = known.version if known.version in served else preferred
+        return known._replace(version=self._versions[known.group])
 
     def may(self, permission: Permission, namespace: str | None, name: str | None = None) -> bool:
         """Return whether the server would allow it (SelfSubjectAccessReview, which everybody may ask for)."""

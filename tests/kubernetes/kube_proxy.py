@@ -71,6 +71,7 @@ class Proxy:
 
         self.http = ThreadingHTTPServer((HOST, 0), Handler)
         self.http.daemon_threads = True
+        self.http.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client that has gone
         threading.Thread(target=self.http.serve_forever, args=(0.05,), daemon=True).start()
         cluster.clear()
         cluster["server"] = f"http://{HOST}:{self.http.server_port}"
