@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kube_cli import Shell, names, objects
+from kube_cli import Shell, make_run, names, objects
 from kube_client import Client
 from kube_lab import Lab
 from kube_run import STEPS, Place
@@ -54,6 +54,33 @@ def test_a_job_that_kueue_holds_back_says_why(lab: Lab, queue: str, tmp_path: Pa
     assert state == "pending"
     assert reason.startswith(f"data preparation queued by Kueue in {name}: ")
     assert "cpu" in reason  # what there is not enough of, in Kueue's own words
+
+
+def test_pods_that_do_not_start_or_were_killed_say_why(lab: Lab, namespace: str, shell: Shell) -> None:
+    """Pods of a run that is made by hand, in the words of a scheduler and a kubelet."""
+    make_run(lab.client, namespace, "run", **{"run.json": {"state": "running", "attempt": 1}})
+    labels = {"app.kubernetes.io/managed-by": "fullft-cluster", "app.kubernetes.io/instance": "run"}
+    labels["app.kubernetes.io/component"] = "worker"
+    secret = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "HF_TOKEN"}}}
+    many = {"requests": {"nvidia.com/gpu": "64"}, "limits": {"nvidia.com/gpu": "64"}}
+    for number, more in enumerate(({}, {"env": [secret]}, {"resources": many})):
+        container = {"name": "node", "image": "none", "command": ["sleep", "100"], **more}
+        spec = {"containers": [container], "restartPolicy": "Never", "terminationGracePeriodSeconds": 1}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"run-{number}-x8zqp", "labels": labels}}
+        lab.apply(json.dumps({**pod, "spec": spec}), user="user", namespace=namespace)
+    lab.wait_for(lambda: lab.pod(namespace, "run-0-x8zqp")["status"]["phase"] == "Running")
+    lab.oom_kill(namespace, "run-0-x8zqp")
+    seen = [""]
+
+    def told() -> bool:
+        seen[0] = status(shell)[1]
+        return all(word in seen[0] for word in ("OOMKilled", "CreateContainerConfigError", "nvidia.com/gpu"))
+
+    lab.wait_for(told, 30)
+    assert "node-0: OOMKilled: it took more host memory than its limit. Raise kubernetes.memory" in seen[0]
+    assert "node-1: the secret 'hub' is not there (CreateContainerConfigError). `kubectl create secret" in seen[0]
+    assert "node-2: cannot be scheduled: 0/5 nodes are available" in seen[0]
+    assert "It lacks nvidia.com/gpu (a pod asks for 64)" in seen[0]
 
 
 def test_a_run_that_has_not_begun_is_cancelled_and_deleted(lab: Lab, namespace: str, shell: Shell) -> None:
