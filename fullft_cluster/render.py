@@ -99,13 +99,14 @@ def _manifests(job: Job, kubernetes: KubernetesJob, files: dict[str, str]) -> di
         "supervisor.yaml": _rendered("supervisor", **values),
         SCRIPTS["kubernetes"]: _rendered(kubernetes.kind, **values),
     }
-    carried = {**files, **training}  # `resume` applies the manifests again
+    prepare = _rendered("prepare", **values)
+    carried = {**files, "prepare.yaml": prepare, **training}  # `resume` applies the manifests again
     size = sum(len(text.encode()) for text in carried.values())
     if size > _CONFIG_MAP_BYTES:
         what = f"config, plan, DeepSpeed JSON and manifests have {size} bytes; a ConfigMap holds {_CONFIG_MAP_BYTES}"
         raise UsageError(Problem("kubernetes", what, "Shorten the texts of the configuration."))
-    found = {f"{name}.yaml": _rendered(name, **values, files=carried) for name in (*names, "companions", "prepare")}
-    return {**found, **training}
+    found = {f"{name}.yaml": _rendered(name, **values, files=carried) for name in (*names, "companions")}
+    return {**found, "prepare.yaml": prepare, **training}
 
 
 def _rendered(name: str, **values: Any) -> str:

@@ -13,7 +13,7 @@ from fullft_cluster.backends.kubernetes_jobs import end_of
 from fullft_cluster.backends.kubernetes_logs import Follower, Print, logs_of, ordered, read_log
 from fullft_cluster.backends.kubernetes_objects import REMOVABLE, Names, documents, path_of, words_of
 from fullft_cluster.backends.kubernetes_preflight import judged_by_server, preflight
-from fullft_cluster.backends.kubernetes_status import kubernetes_status, request_of
+from fullft_cluster.backends.kubernetes_status import is_running, kubernetes_status, request_of
 from fullft_cluster.backends.kubernetes_submit import make_all
 from fullft_cluster.backends.kubernetes_view import View, read_view, read_views, run_names
 from fullft_cluster.config import Config
@@ -107,7 +107,7 @@ class KubernetesBackend:
             for pod in view.of("worker"):  # at once, without the time for a checkpoint
                 with contextlib.suppress(Forbidden):  # then they go with their owner, as slowly as they like
                     self.api.delete(path_of(pod), grace_seconds=1)
-        alive = any(pod["status"].get("phase") == "Running" for pod in view.of("supervisor"))
+        alive = any(is_running(pod) for pod in view.of("supervisor"))
         for job in (view.prepare, None if alive else view.supervisor):  # one that is alive ends by itself
             if job is not None and end_of(job)[0] is None:
                 self.api.delete(path_of(job), propagation="Background")

@@ -34,9 +34,7 @@ def kubernetes_status(view: View, now: float | None = None) -> Status:
         status,
         state=state,
         reason=reason,
-        nodes=sorted({str(pod["spec"]["nodeName"]) for pod in view.of("worker") if _is_running(pod)})
-        if running
-        else [],
+        nodes=sorted({str(pod["spec"]["nodeName"]) for pod in view.of("worker") if is_running(pod)}) if running else [],
         phase=status.phase if running else None,
         eta_seconds=status.eta_seconds if running else None,
         heartbeat_age_seconds=beat,
@@ -107,7 +105,7 @@ def _judged(view: View, status: Status, now: float) -> tuple[State, str]:
     if end is not None:
         return _after_the_end(view, end, words, problems)
     workers = view.of("worker")
-    if workers and all(_is_running(pod) for pod in workers):
+    if workers and all(is_running(pod) for pod in workers):
         state: State = "running" if status.state in ENDED | {"preparing", "pending"} else status.state
         return state, _joined([wish, said if status.state == state else "", *problems])
     if suspended(view.training):
@@ -119,7 +117,7 @@ def _judged(view: View, status: Status, now: float) -> tuple[State, str]:
 def request_of(view: View) -> str | None:
     """Return what the run was asked for and has not answered yet: ``cancel``, ``resume`` or None."""
     request = view.json("request")
-    if not request or request.get("id") == view.json("run.json").get("request"):
+    if not request or request.get("id") == view.state.get("honoured"):
         return None
     return str(request.get("action"))
 
@@ -144,7 +142,7 @@ def _preparing(view: View) -> tuple[State, str] | None:
 
 def _after_the_end(view: View, end: str, words: str, problems: list[str]) -> tuple[State, str]:
     """Return the state once the training object has ended and the supervisor has not said so: in a moment it will."""
-    if any(_is_running(pod) for pod in view.of("supervisor")):
+    if any(is_running(pod) for pod in view.of("supervisor")):
         return "running", f"the {_kind(view)} has ended ({end}); its supervisor settles it"
     if end == "completed":
         return "completed", _joined([f"the {_kind(view)} has completed", *problems])
@@ -191,7 +189,7 @@ def _problems(view: View, pods: list[Json]) -> Iterator[str]:
 def _supervisor(view: View, now: float) -> Iterator[str]:
     """Yield what is wrong with the supervisor: without one nobody restarts a failed attempt."""
     pods = view.of("supervisor")
-    if any(_is_running(pod) for pod in pods):
+    if any(is_running(pod) for pod in pods):
         return
     yield from _problems(view, pods)
     if view.supervisor is None:
@@ -206,7 +204,8 @@ def _supervisor(view: View, now: float) -> Iterator[str]:
         yield _joined(["its supervisor has no pod", *_refused(view, view.names.supervisor)])
 
 
-def _is_running(pod: Json) -> bool:
+def is_running(pod: Json) -> bool:
+    """Return whether a pod runs and is not told to go; that of a dead node is told to go for ever."""
     return pod["status"].get("phase") == "Running" and not pod["metadata"].get("deletionTimestamp")
 
 

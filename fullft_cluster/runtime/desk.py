@@ -16,11 +16,13 @@ from msgspec.structs import replace
 
 from fullft_cluster.kubernetes_api import Api, ApiError
 from fullft_cluster.rundir import RunDir, write_json
-from fullft_cluster.runtime import evidence
-from fullft_cluster.runtime.kubernetes_target import Target
+from fullft_cluster.runtime import evidence, pod_state
+from fullft_cluster.runtime.kubernetes_target import Target, release
 from fullft_cluster.status import read_status
 
 PERIOD_SECONDS = 5.0
+TIDY_SECONDS = 60.0
+
 ATTEMPTS_BYTES = 384 * 1024
 """Of the newest attempts that are published, in two places: a ConfigMap holds a mebibyte, and a line names every node
 and worker."""
@@ -34,6 +36,7 @@ class Desk:
     def __init__(self, run: RunDir, target: Target, api: Api) -> None:
         self.run, self.target, self.api = run, target, api
         self._over = threading.Event()
+        self._tidied = time.monotonic()
         self._published: dict[str, str] = {}
         self._thread = threading.Thread(target=self._serve, name="desk", daemon=True)
 
@@ -51,9 +54,23 @@ class Desk:
         """Open a run that has ended again, if that is what was asked for last."""
         request = self._new_request(self._data())
         if request.get("action") == "resume":
-            self._honour(request)
             self.run.reopen(excluded_nodes=[])
+            self._honour(request)
             log.info("resumed")
+
+    def cancel_is_asked(self) -> bool:
+        """Return whether the last request is a cancel."""
+        return self._new_request(self._data()).get("action") == "cancel"
+
+    def tidy(self) -> None:
+        """Release the pods of the supervisor before this one, and of the preparation, that a dead node has kept."""
+        if time.monotonic() - self._tidied < TIDY_SECONDS:
+            return
+        self._tidied = time.monotonic()
+        for component in ("supervisor", "prepare"):
+            for pod in self.api.list(self.target.pods_path, self.target.selector(component)):
+                if pod_state.overdue(pod):
+                    release(self.api, self.target, pod)
 
     def say(self, state: str, reason: str) -> None:
         """Publish a state of a run that has no directory (yet)."""
@@ -71,6 +88,7 @@ class Desk:
                 write_json(self.run.stop, {"reason": "cancelled", "time": time.time()})
                 self._honour(request)
             self._publish()
+            self.tidy()
         except ApiError as error:
             log.warning("%s", error)
         except OSError as error:  # the volume hangs or is full: said, and tried again

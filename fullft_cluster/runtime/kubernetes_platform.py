@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from datetime import datetime
 from pathlib import Path
 
-from fullft_cluster.errors import FullftError, Problem, RunFailedError
+from fullft_cluster.errors import FullftError, Problem, RunFailedError, SchedulerError
 from fullft_cluster.kubernetes_api import Api, ApiError, Json, Watched, object_path
 from fullft_cluster.plan import Plan
 from fullft_cluster.rundir import RunDir, write_json
@@ -22,9 +21,6 @@ from fullft_cluster.runtime.world import Cluster, Vigil, World
 POLL_SECONDS = 1.0
 JOB_SECONDS = 2.0
 """Between two looks at the training object while pods are waited for."""
-
-OVERDUE_SECONDS = 60.0
-"""After so long past the end of its grace period, a pod that never had a ticket is taken for lost."""
 
 log = logging.getLogger("supervisor")
 
@@ -42,6 +38,7 @@ class KubernetesPlatform:
             job=Watched(api, target.kind_path, field_selector=f"metadata.name={target.name}").start(),
             vigil=Vigil(self.meeting),
             check=self.check,
+            remove=self._remove,
         )
         self.pods = self.cluster.pods
         self.world: World | None = None
@@ -57,7 +54,8 @@ class KubernetesPlatform:
 
     def check(self) -> None:
         """Raise SupersededError when a newer supervisor has taken over: this one's node was cut off."""
-        if evidence.report(self._badge).get("id") != self._identity:
+        found = evidence.report(self._badge).get("id")
+        if found is not None and found != self._identity:  # one that cannot be read just now says nothing
             raise SupersededError("another supervisor of this run has taken over")
 
     # --- the next attempt
@@ -71,6 +69,7 @@ class KubernetesPlatform:
         while self.run.stop_reason() != "cancelled":
             self.check()
             self._release_lost()
+            self._resume_if_left()
             tickets = self._present()
             if tickets is not None and self._where_wanted(tickets):
                 self._tickets = tickets
@@ -102,23 +101,46 @@ class KubernetesPlatform:
             return True
         self._excluded |= bad
         try:
-            exclude(self.api, self.target, self.pods, self.run.read_run()["excluded_nodes"])
+            exclude(self.api, self.target, self.pods, self.run.read_run()["excluded_nodes"], self._suspended)
         except FullftError as error:
             log.warning("could not exclude %s, so it is used again: %s", ", ".join(sorted(bad)), error)
-            return True
         return False
+
+    @property
+    def _suspended(self) -> Path:
+        """Return the file that is there while the training object is suspended by us."""
+        return self.meeting.directory / "suspended.json"
+
+    def _resume_if_left(self) -> None:
+        """Resume the training object where that was not done: the API server or this supervisor's node went away."""
+        if not self._suspended.exists():
+            return
+        try:
+            set_suspended(self.api, self.target, suspended=False)
+        except ApiError as error:
+            log.warning("could not resume the pods: %s", error)
+        else:
+            self._suspended.unlink(missing_ok=True)
 
     def _release_lost(self) -> None:
         """Release the pods of dead nodes, which would be `Terminating` for ever."""
         by_uid = {ticket.uid: rank for rank in range(self.plan.nodes) if (ticket := self.meeting.ticket(rank))}
         for pod in self.pods.items().values():
             rank = by_uid.get(pod["metadata"]["uid"])
-            silent = _overdue(pod) if rank is None else self.cluster.vigil.lost(rank, pod)
-            if pod_state.leaving(pod) and silent:
+            dead = pod_state.overdue(pod) or (rank is not None and self.cluster.vigil.lost(rank, pod))
+            if pod_state.leaving(pod) and dead:
                 try:
                     release(self.api, self.target, pod)
                 except ApiError as error:
                     log.warning("could not release pod %s: %s", pod["metadata"]["name"], error)
+
+    def _remove(self, ticket: Ticket) -> None:
+        """Delete the pod of a node that does not end its workers."""
+        path = object_path("Pod", self.target.namespace, ticket.pod)
+        try:
+            self.api.delete(path, uid=ticket.uid)
+        except ApiError as error:
+            log.warning("could not delete pod %s: %s", ticket.pod, error)
 
     def _look_at_job(self) -> None:
         """Raise RunFailedError when no pods will come any more; a training object that was deleted is a cancel."""
@@ -170,9 +192,15 @@ class KubernetesPlatform:
         opened = self.meeting.opened()
         if opened is None or opened.attempt != attempt:
             return None
-        self.pods.wait_synced(60)
+        if not self.pods.wait_synced(60):
+            raise SchedulerError("the API server does not say which pods there are")  # else all would seem to be gone
         self.world = World(run, opened, self.cluster)
         return self.world
+
+    def began(self, run: RunDir, attempt: int) -> bool:
+        """Return whether an attempt was opened; a supervisor may have ended a moment before."""
+        opened = self.meeting.opened()
+        return opened is not None and opened.attempt >= attempt
 
     def kill(self, child: Child) -> None:
         """Have every agent kill its workers."""
@@ -223,12 +251,3 @@ def check_preparation(api: Api, target: Target) -> None:
     if end is not None and end[0] == "failed":
         fix = f"Look at `kubectl logs job/{target.name}-prepare --all-containers`."
         raise RunFailedError(Problem("data preparation", f"job {target.name}-prepare has failed: {end[1]}", fix))
-
-
-def _overdue(pod: Json) -> bool:
-    """Return whether a pod should have been gone a minute ago: its deletionTimestamp has the grace period in it."""
-    stamp = pod["metadata"].get("deletionTimestamp")
-    if not stamp:
-        return False
-    due = datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
-    return time.time() - due > OVERDUE_SECONDS

@@ -1,7 +1,7 @@
 """The supervisor's pod: one per run, without a GPU. It opens attempts, names causes, decides, and tells the cluster.
 
-Its exit codes are for the Job that runs it: 0 the run is completed or cancelled, 93 it has failed; with any other it is
-started again, and goes on watching the attempt that is under way.
+Its exit codes are for the Job that runs it: 0 the run is over, whichever way, and that is published; with any other it
+is started again, and goes on watching the attempt that is under way.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fullft_cluster.runtime.kubernetes_platform import KubernetesPlatform, check
 from fullft_cluster.runtime.kubernetes_target import KINDS, Target
 from fullft_cluster.runtime.platform import SupersededError
 from fullft_cluster.runtime.pod import volume_words
-from fullft_cluster.runtime.policy import EXIT_DO_NOT_REQUEUE, EXIT_STOPPED
+from fullft_cluster.runtime.policy import EXIT_STOPPED
 from fullft_cluster.runtime.supervisor import Supervisor, log_to_stdout
 
 POLL_SECONDS = 2.0
@@ -41,19 +41,25 @@ def supervise(run: RunDir, target: Target) -> int:
     desk = Desk(run, target, api)
     try:
         while not run.run.is_file():  # the preparation makes it
+            if desk.cancel_is_asked():
+                desk.say("cancelled", "cancelled by the user before it began")
+                return 0
             check_preparation(api, target)
+            desk.tidy()
             time.sleep(POLL_SECONDS)
     except RunFailedError as error:
+        log.error("%s", error)
         desk.say("failed", str(error))
-        raise
+        return 0
     desk.resume_if_asked()
     desk.start()
     try:
-        supervisor = Supervisor(run, KubernetesPlatform(run, target, api))
-        return EXIT_DO_NOT_REQUEUE if supervisor.supervise() else 0
+        Supervisor(run, KubernetesPlatform(run, target, api)).supervise()
+        return 0
     except RunFailedError as error:
+        log.error("%s", error)
         run.update_run(state="failed", reason=str(error), ended=time.time())
-        raise
+        return 0
     finally:
         desk.close()
 
@@ -71,12 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     run = RunDir(args.run)
     try:
         return supervise(run, Target(name=run.name, namespace=args.namespace, kind=args.kind))
-    except RunFailedError as error:
-        log.error("%s", error)
-        return EXIT_DO_NOT_REQUEUE
     except SupersededError as error:
         log.error("%s", error)
-        return 0
+        return EXIT_STOPPED
     except ApiError as error:
         log.error("%s; leaving, to be started again", error)
         return error.exit_code

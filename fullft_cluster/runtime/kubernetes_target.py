@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from fullft_cluster.errors import FullftError
 from fullft_cluster.kubernetes_api import Api, ApiError, Json, NotFound, Watched, object_path
 from fullft_cluster.plan import Frozen
+from fullft_cluster.rundir import write_json
 from fullft_cluster.runtime import pod_state
 
 KINDS = {"pytorchjob": "PyTorchJob", "trainjob": "TrainJob", "jobset": "JobSet", "job": "Job"}
@@ -66,7 +68,11 @@ class Target(Frozen, frozen=True):
     @property
     def pods_selector(self) -> str:
         """Return the labels of the run's training pods."""
-        return f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component=worker"
+        return self.selector("worker")
+
+    def selector(self, component: str) -> str:
+        """Return the labels of the run's pods of a component."""
+        return f"app.kubernetes.io/instance={self.name},app.kubernetes.io/component={component}"
 
 
 def release(api: Api, target: Target, pod: Json) -> None:
@@ -89,8 +95,8 @@ def release(api: Api, target: Target, pod: Json) -> None:
         return
 
 
-def exclude(api: Api, target: Target, pods: Watched, nodes: Iterable[str]) -> None:
-    """Keep the run's future pods off these nodes.
+def exclude(api: Api, target: Target, pods: Watched, nodes: Iterable[str], marker: Path) -> None:
+    """Keep the run's future pods off these nodes. ``marker`` is a file that is there while the job is suspended for it.
 
     Raises ApiError where the server refuses, FullftError when time is up.
 
@@ -107,6 +113,7 @@ def exclude(api: Api, target: Target, pods: Watched, nodes: Iterable[str]) -> No
             if pod["spec"].get("nodeName") in nodes:
                 api.delete(object_path("Pod", target.namespace, name), uid=pod["metadata"]["uid"])
         return
+    write_json(marker, {"excluding": nodes})
     set_suspended(api, target, suspended=True)
     try:
         _wait_until_gone(pods)
@@ -114,6 +121,7 @@ def exclude(api: Api, target: Target, pods: Watched, nodes: Iterable[str]) -> No
         api.json_patch(target.template_path, _steps("/spec/template/spec", found, nodes))
     finally:
         set_suspended(api, target, suspended=False)
+        marker.unlink(missing_ok=True)
 
 
 def set_suspended(api: Api, target: Target, *, suspended: bool) -> None:

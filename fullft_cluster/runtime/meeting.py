@@ -47,6 +47,10 @@ class Meeting:
         """Make the directory."""
         self.directory.mkdir(parents=True, exist_ok=True)
 
+    def refresh(self) -> None:
+        """See what others have written."""
+        refresh(self.directory)
+
     # --- what a pod writes
     def lay(self, rank: int, ticket: Ticket) -> None:
         """Lay down the ticket of a node."""
@@ -88,14 +92,24 @@ class Meeting:
         write_json(self.directory / "given-up.json", {"attempt": attempt})
 
     def given_up(self, attempt: int) -> bool:
-        """Return whether the workers of an attempt are to be killed."""
-        return bool(_json(self.directory / "given-up.json").get("attempt") == attempt)
+        """Return whether the workers of an attempt are to be killed; those of one before it as well."""
+        newest = _json(self.directory / "given-up.json").get("attempt")
+        return isinstance(newest, int) and newest >= attempt
+
+
+def refresh(directory: Path) -> None:
+    """Have the names in a directory looked up anew.
+
+    A client of NFS remembers names, and that one was not there, for half a minute; to open the directory ends that.
+    """
+    with contextlib.suppress(OSError):
+        list(directory.iterdir())
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """Return the object in a file; an empty one when there is none (yet)."""
+    """Return the object in a file; an empty one when there is none (yet), or it cannot be read just now."""
     try:
         value = read_json(path)
-    except ValueError:
+    except (ValueError, OSError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -60,6 +60,9 @@ class Platform(Protocol):
     def running(self, run: RunDir, attempt: int) -> Child | None:
         """Return what a supervisor before this one has started, if it outlives its supervisor."""
 
+    def began(self, run: RunDir, attempt: int) -> bool:
+        """Return whether an attempt that run.json numbers was started, as far as that can be told."""
+
     def kill(self, child: Child) -> None:
         """End every worker now."""
 
@@ -108,6 +111,10 @@ class LocalPlatform:
     def running(self, run: RunDir, attempt: int) -> Child | None:
         """The workers die with their supervisor."""
         return None
+
+    def began(self, run: RunDir, attempt: int) -> bool:
+        """It is started a moment after it is numbered."""
+        return True
 
     def kill(self, child: Child) -> None:
         """Kill the node starter; its workers die with it."""
@@ -163,6 +170,10 @@ class SlurmPlatform:
     def running(self, run: RunDir, attempt: int) -> Child | None:
         """A step ends with its batch script."""
         return None
+
+    def began(self, run: RunDir, attempt: int) -> bool:
+        """It is started a moment after it is numbered."""
+        return True
 
     def kill(self, child: Child) -> None:
         """Have the step killed by SLURM, which reaches every node."""

@@ -20,7 +20,7 @@ from fullft_cluster.runtime.pod_agent import ENDED_SECONDS, Agent
 from fullft_cluster.runtime.policy import EXIT_DO_NOT_REQUEUE, EXIT_STOPPED
 
 FILES = ("config.yaml", "plan.json", "deepspeed.json")
-MANIFESTS = ("job.yaml", "supervisor.yaml")
+MANIFESTS = ("prepare.yaml", "supervisor.yaml", "job.yaml")
 POLL_SECONDS = 1.0
 
 DATA_SECONDS = 4 * 3600.0

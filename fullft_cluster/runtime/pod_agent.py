@@ -16,7 +16,9 @@ import time
 import uuid
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
+from fullft_cluster.errors import FullftError
 from fullft_cluster.rundir import RunDir, write_json
 from fullft_cluster.runtime.meeting import Meeting, Ticket
 from fullft_cluster.runtime.node import Node
@@ -29,9 +31,9 @@ PEERS_SECONDS = 1800.0
 """How long a pod waits for an attempt: what a node may take to pull a large image. Then it leaves, and the controller
 makes it anew: two runs that hold half of the cluster each would wait for ever. Default."""
 
-ENDED_SECONDS = 120.0
+ENDED_SECONDS = 900.0
 """How long a pod waits for a run that has ended to be opened again: `resume` starts the pods and the supervisor at the
-same time."""
+same time, and the supervisor's may have to wait in a queue, or for its image."""
 
 WORD_SECONDS = 1800.0
 """How long a pod waits for what follows an attempt; the supervisor's own pod may have to be made anew meanwhile."""
@@ -45,7 +47,9 @@ class Agent:
         self.meeting = Meeting(run)
         self.node: Node | None = None
         self.terminated = False
-        self._beaten = 0.0
+        self.last_attempt: int | None = None
+        self.uid = os.environ.get("POD_UID", "")
+        self._beaten = self._looked = 0.0
 
     def install_handlers(self) -> None:
         """Catch the kubelet's SIGTERM: the first process of a container ignores it unless it has a handler."""
@@ -62,10 +66,14 @@ class Agent:
         """Work until the run is over for this pod; return the exit code: 93 for what a new pod would repeat."""
         self.meeting.make()
         while True:
+            if self._is_replaced():
+                _say("another pod has taken this node's place: leaving")
+                return self.stopped_exit
             ticket = self._lay_ticket()
             found = self._wait_for_attempt(ticket)
             if isinstance(found, _Leave):
                 return found.code
+            self.last_attempt = found
             code = self._work(found)
             if self.terminated:
                 return self._leaving(code)
@@ -80,17 +88,33 @@ class Agent:
     def _lay_ticket(self) -> Ticket:
         name = os.environ.get("POD_NAME") or os.uname().nodename
         node = os.environ.get("NODE_NAME") or os.uname().nodename
-        ticket = Ticket(ticket=uuid.uuid4().hex, node=node, pod=name, uid=os.environ.get("POD_UID", ""))
+        ticket = Ticket(ticket=uuid.uuid4().hex, node=node, pod=name, uid=self.uid)
         self.meeting.lay(self.node_rank, ticket)
         return ticket
+
+    def _is_replaced(self) -> bool:
+        """Return whether another pod has this node's place: ours was given up while its node was cut off."""
+        if self.last_attempt is None:
+            return False
+        newest = self.meeting.ticket(self.node_rank)
+        return newest is not None and newest.uid != self.uid
+
+    def _state(self) -> dict[str, Any]:
+        """Return run.json; empty while it cannot be read: a volume that stumbles is no reason to leave."""
+        try:
+            return self.run_dir.read_run()
+        except (OSError, FullftError):
+            return {}
 
     def _beat(self) -> None:
         if time.monotonic() - self._beaten > BEAT_SECONDS:
             self._beaten = time.monotonic()
             self.meeting.beat(self.node_rank)
+            self.meeting.refresh()
 
     def _pause(self) -> None:
         self._beat()
+        self.meeting.refresh()
         time.sleep(POLL_SECONDS)
 
     def _wait_for_attempt(self, ticket: Ticket) -> int | _Leave:
@@ -99,7 +123,7 @@ class Agent:
             opened = self.meeting.opened()
             if opened is not None and ticket in opened.tickets:
                 return opened.attempt
-            waited, state = time.monotonic() - started, self.run_dir.read_run().get("state")
+            waited, state = time.monotonic() - started, self._state().get("state")
             if state == "completed":
                 return _Leave(EXIT_DONE)
             if state in ("failed", "cancelled") and waited > ENDED_SECONDS:
@@ -132,18 +156,25 @@ class Agent:
         The workers get the signal as well; the file reaches those of other nodes that are not in a step yet.
         """
         self._beat()
-        if self.terminated and not self.run_dir.stop.exists():
+        if time.monotonic() - self._looked < POLL_SECONDS:
+            return False
+        self._looked = time.monotonic()
+        opened = self.meeting.opened()
+        if opened is not None and opened.attempt > attempt:
+            return True  # a newer attempt is open, without this pod: it was cut off, and is too late
+        if self.terminated:
             with contextlib.suppress(OSError):  # the workers have the signal
-                write_json(self.run_dir.stop, {"reason": "terminated", "time": time.time(), "attempt": attempt})
+                if not self.run_dir.stop.exists():
+                    write_json(self.run_dir.stop, {"reason": "terminated", "time": time.time(), "attempt": attempt})
         return self.meeting.given_up(attempt)
 
     def _wait_for_word(self, attempt: int) -> int | None:
         """Return the exit code that the end of an attempt leads to, None when another attempt follows."""
         started = time.monotonic()
         while time.monotonic() - started < WORD_SECONDS:
-            run = self.run_dir.read_run()
+            run = self._state()
             state = run.get("state")
-            if run.get("attempt") != attempt or state in ("requeued", "pending"):
+            if run.get("attempt", attempt) != attempt or state in ("requeued", "pending"):
                 return None
             if state == "completed":
                 return EXIT_DONE

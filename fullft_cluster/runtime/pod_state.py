@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from typing import Any
 
 Json = Mapping[str, Any]
@@ -18,6 +20,9 @@ DISRUPTIONS = {
 
 https://kubernetes.io/docs/concepts/workloads/pods/disruptions/#pod-disruption-conditions
 """
+
+OVERDUE_SECONDS = 60.0
+"""After so long past the end of its grace period, a pod is not ended by its kubelet any more."""
 
 _BY_WEIGHT = ("OUT_OF_MEMORY", "NODE_FAIL", "PREEMPTED", "REQUEUED")
 
@@ -35,6 +40,15 @@ def leaving(pod: Json) -> bool:
 def ready(pod: Json) -> bool:
     """Return whether a pod is ready; that of a silent node is not, by word of the node controller."""
     return _condition(pod, "Ready").get("status") == "True"
+
+
+def overdue(pod: Json) -> bool:
+    """Return whether a pod should have been gone a minute ago: its deletionTimestamp has the grace period in it."""
+    stamp = pod["metadata"].get("deletionTimestamp")
+    if not stamp:
+        return False
+    due = datetime.fromisoformat(stamp.replace("Z", "+00:00")).timestamp()
+    return time.time() - due > OVERDUE_SECONDS
 
 
 def _condition(obj: Json, kind: str) -> Json:

@@ -15,17 +15,17 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import msgspec
 
 from fullft_cluster.config_load import read_config
 from fullft_cluster.errors import FullftError
 from fullft_cluster.plan import Plan
-from fullft_cluster.rundir import RunDir, append_line, read_lines, write_json
+from fullft_cluster.rundir import RunDir, read_lines, write_json
 from fullft_cluster.runtime import evidence as gather
+from fullft_cluster.runtime import record
 from fullft_cluster.runtime.platform import Child, Platform, SupersededError, platform_of
-from fullft_cluster.runtime.policy import Decision, Evidence, History, WorkerExit, decide
+from fullft_cluster.runtime.policy import Decision, Evidence, History, decide
 
 POLL_SECONDS = 0.5
 RETRY_SECONDS = 5.0
@@ -86,6 +86,9 @@ class Supervisor:
             # time of a preemption (_job_complete: "requeue per user/system request"); 22.05 does not.
             log.info("run %s is %s already: nothing to do in this life of the job", self.run.name, over)
             return 1 if over == "failed" else 0
+        self._finish_conclusion()
+        if (over := self.run.read_run().get("state")) in ("completed", "failed"):
+            return 1 if over == "failed" else 0
         decision = self._go_on_watching() or self._settle_lost_attempt()
         while decision is None or decision.action.startswith("requeue"):
             if decision is not None and decision.cause in ("crash", "hang", "oom"):
@@ -95,8 +98,7 @@ class Supervisor:
             decision = self._attempt()
             if decision.action.startswith("requeue") and not self._requeue(decision):
                 return 0
-        state = "completed" if decision.action == "done" else "cancelled" if decision.cause == "cancelled" else "failed"
-        return self._end(state, decision.message)
+        return self._end(record.final_state(decision), decision.message)
 
     def _end(self, state: str, reason: str) -> int:
         self._check_fence()
@@ -116,11 +118,32 @@ class Supervisor:
         if self.attempt and current != self.attempt:
             raise SupersededError(f"attempt {current} is running elsewhere; this was attempt {self.attempt}")
 
+    def _finish_conclusion(self) -> None:
+        """Bring run.json in line with attempts.jsonl: a supervisor may have ended between the two.
+
+        An attempt that was numbered and never opened did not begin: its number is given again.
+        """
+        state = self.run.read_run()
+        attempt = state.get("attempt", 0)
+        if state.get("state") != "running" or not attempt:
+            return
+        line = record.line_of(self.run, attempt)
+        if line is None:
+            if not self.platform.began(self.run, attempt):
+                self.run.update_run(attempt=attempt - 1, state="requeued")
+            return
+        log.info("attempt %d was concluded (%s), and nobody heard: acting on it now", attempt, line["decision"])
+        decision = record.decision_of(line, state)
+        record.remember(self.run, decision)
+        if not decision.action.startswith("requeue"):
+            self.attempt = attempt
+            self._end(record.final_state(decision), decision.message)
+
     def _go_on_watching(self) -> Decision | None:
         """Watch the attempt that a supervisor before this one has opened; None when none is under way."""
         state = self.run.read_run()
         attempt = state.get("attempt", 0)
-        if not attempt or any(line.get("attempt") == attempt for line in read_lines(self.run.attempts)):
+        if not attempt or record.line_of(self.run, attempt) is not None:
             return None
         child = self.platform.running(self.run, attempt)
         if child is None:
@@ -140,7 +163,7 @@ class Supervisor:
         """
         state = self.run.read_run()
         attempt = state.get("attempt", 0)
-        if not attempt or any(line.get("attempt") == attempt for line in read_lines(self.run.attempts)):
+        if not attempt or record.line_of(self.run, attempt) is not None:
             return None
         signs = [beat["time"] for beat in gather.heartbeats(self.run)]
         signs += [line["time"] for line in read_lines(self.run.metrics) if line.get("attempt") == attempt]
@@ -221,34 +244,10 @@ class Supervisor:
         )
         history = msgspec.convert(state.get("history", {}), History)
         decision = decide(evidence, history, self.config.survival.max_failures)
-        steps = gather.steps(self.run, attempt, started)
-        append_line(
-            self.run.attempts,
-            {
-                "attempt": attempt,
-                "start": round(started, 3),
-                "end": round(ended, 3),
-                "nodes": list(nodes),
-                "cause": decision.cause,
-                "decision": decision.action,
-                "first_step": steps.first_step,
-                "last_step": steps.last_step,
-                "committed_step": evidence.committed_step,
-                "seconds_lost": _lost(self.run, workers, started, ended),
-                "exit_codes": [worker.exit_code for worker in workers],
-                "message": decision.message,
-            },
-        )
-        self._remember_decision(state, decision)
+        record.conclude(self.run, attempt, record.Span(started, ended, nodes), evidence, decision)
+        record.remember(self.run, decision)
         log.info("attempt %d: %s -> %s: %s", attempt, decision.cause, decision.action, decision.message)
         return decision
-
-    def _remember_decision(self, state: dict[str, Any], decision: Decision) -> None:
-        excluded = sorted({*state.get("excluded_nodes", ()), *decision.exclude_nodes})
-        changes: dict[str, Any] = {"history": msgspec.to_builtins(decision.history), "excluded_nodes": excluded}
-        if decision.action.startswith("requeue"):
-            changes |= {"state": "requeued", "reason": decision.cause, "restarts": state.get("restarts", 0) + 1}
-        self.run.update_run(**changes)
 
     def _requeue(self, decision: Decision) -> bool:
         """Have the next attempt made; return True when this process makes it."""
@@ -262,13 +261,6 @@ class Supervisor:
         except FullftError as error:
             self._end("failed", f"{decision.cause}, and the requeue failed: {error}. Use `fullft-cluster resume`.")
             raise
-
-
-def _lost(run: RunDir, workers: tuple[WorkerExit, ...], started: float, ended: float) -> float:
-    """Return the seconds of work that are repeated: none after an agreed stop or the end of training."""
-    if workers and all(worker.exit_code in (0, 75) for worker in workers):
-        return 0.0
-    return gather.seconds_lost(run, started, ended)
 
 
 def log_to_stdout() -> None:

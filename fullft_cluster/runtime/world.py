@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fullft_cluster.kubernetes_api import Json, Watched
 from fullft_cluster.rundir import RunDir
 from fullft_cluster.runtime import evidence, pod_state
-from fullft_cluster.runtime.meeting import Meeting, Opened, Ticket
+from fullft_cluster.runtime.meeting import Meeting, Opened, Ticket, refresh
 from fullft_cluster.runtime.policy import EXIT_DONE, EXIT_STOPPED
 
 LOOK_SECONDS = 1.0
@@ -18,8 +18,16 @@ SILENT_SECONDS = 30.0
 """After so long without a sign of life of its agent, a pod that is not ready or told to go is taken for lost: six
 signs, and more than a volume's server that fails over takes."""
 
-REPORT_SECONDS = 5.0
-"""How long the last words of a pod that is gone may take to be seen on the volume."""
+REPORT_SECONDS = 30.0
+"""How long the last words of a pod that is gone may take to be seen on the volume: NFS remembers for so long that a
+file was not there (acdirmin in nfs(5))."""
+
+STUCK_SECONDS = 120.0
+"""After so long a node that was told to kill its workers has not: they cannot be killed (a GPU that fell off the bus, a
+mount that hangs). Its pod is deleted, and the node is taken for lost."""
+
+SLOW_SECONDS = 2.0
+"""A look at the volume that takes longer says something of the volume, and nothing of the agents."""
 
 PEERS_SECONDS = 60.0
 """How long the other nodes may take to end by themselves, once one has failed or is gone: srun's --wait on SLURM."""
@@ -36,15 +44,23 @@ class Vigil:
 
     def silent(self, rank: int) -> bool:
         """Return whether a node's agent has given no sign for so long, as seen by this process's clock."""
-        now, beat = time.monotonic(), self.meeting.last_beat(rank)
-        if self._heard.get(rank, (None,))[0] != beat:
+        before, beat = time.monotonic(), self.meeting.last_beat(rank)
+        now = time.monotonic()
+        if self._heard.get(rank, (None,))[0] != beat or now - before > SLOW_SECONDS:
             self._heard[rank] = (beat, now)
         return now - self._heard[rank][1] > self.silent_seconds
 
     def lost(self, rank: int, pod: Json) -> bool:
-        """Return whether nothing more will come from a pod that the cluster still lists."""
-        unwell = pod_state.leaving(pod) or not pod_state.ready(pod)
-        return self.silent(rank) and unwell and not pod_state.ended(pod)
+        """Return whether nothing more will come from a pod that the cluster still lists.
+
+        One that was told to go by anybody but the node controller is saving, and may be silent as long as its grace
+        period lasts: the volume is busy.
+        """
+        if pod_state.ended(pod) or not self.silent(rank):
+            return False
+        if pod_state.leaving(pod) and pod_state.end_of_pod(pod) != "NODE_FAIL":
+            return pod_state.overdue(pod)
+        return not pod_state.ready(pod)
 
 
 @dataclass
@@ -57,6 +73,8 @@ class Cluster:
     vigil: Vigil
     check: Callable[[], None]
     """Raises SupersededError when this is not the run's supervisor any more."""
+    remove: Callable[[Ticket], None]
+    """Deletes the pod of a node."""
 
 
 @dataclass
@@ -85,7 +103,7 @@ class World:
         self._cluster = cluster
         self._looked = 0.0
         self._uneven_since: float | None = None
-        self._was_given_up = False
+        self._given_up_at: float | None = None
 
     def poll(self) -> int | None:
         """Look at every node once a second; return 0 when all have ended as they should, 1 when all have ended."""
@@ -94,6 +112,8 @@ class World:
         self._looked = time.monotonic()
         self._cluster.check()
         self._look_at_job()
+        refresh(self.run.exits(self.opened.attempt))
+        self.meeting.refresh()
         pods = {pod["metadata"]["uid"]: pod for pod in self.pods.items().values()}
         for rank, member in enumerate(self.members):
             self._look(rank, member, pods.get(member.ticket.uid))
@@ -103,6 +123,7 @@ class World:
             self.returncode = 0 if good else 1
         elif any(over):
             self._hurry()
+        self._remove_stuck()
         return self.returncode
 
     def _look_at_job(self) -> None:
@@ -115,7 +136,8 @@ class World:
             ended = evidence.report(self.run.exits(self.opened.attempt) / f"node-{rank}.json")
             member.exit_codes = ended.get("exit_codes")
         newest = self.meeting.ticket(rank)
-        restarted = newest is not None and newest.ticket != member.ticket.ticket
+        # Of the same pod: an agent of a pod that was replaced may come back with its node, and lay a ticket.
+        restarted = newest is not None and newest.uid == member.ticket.uid and newest.ticket != member.ticket.ticket
         lost = pod is not None and self.vigil.lost(rank, pod)
         if lost and not member.lost:
             log.warning("no sign of life of node %d (%s on %s)", rank, member.ticket.pod, member.ticket.node)
@@ -126,7 +148,7 @@ class World:
             member.gone_since = time.monotonic()
 
     def _is_over(self, member: Member) -> bool:
-        if member.exit_codes is not None:
+        if member.exit_codes is not None or member.lost:
             return True
         return member.gone_since is not None and time.monotonic() - member.gone_since > REPORT_SECONDS
 
@@ -139,13 +161,23 @@ class World:
             return
         self._uneven_since = self._uneven_since or time.monotonic()
         patience = 0.0 if any(member.lost for member in bad) else PEERS_SECONDS
-        if time.monotonic() - self._uneven_since > patience and not self._was_given_up:
+        if time.monotonic() - self._uneven_since > patience and self._given_up_at is None:
             log.warning("%s ended; the others do not: ending their workers", ", ".join(m.ticket.pod for m in bad))
             self.kill()
 
+    def _remove_stuck(self) -> None:
+        """Take the nodes for lost that did not end although the attempt was given up."""
+        if self._given_up_at is None or time.monotonic() - self._given_up_at < STUCK_SECONDS:
+            return
+        for rank, member in enumerate(self.members):
+            if not self._is_over(member):
+                log.warning("node %d (%s) does not end its workers: deleting it", rank, member.ticket.pod)
+                self._cluster.remove(member.ticket)
+                member.lost = True
+
     def kill(self) -> None:
         """Have every agent kill its workers."""
-        self._was_given_up = True
+        self._given_up_at = self._given_up_at or time.monotonic()
         self.meeting.give_up(self.opened.attempt)
 
     terminate = kill

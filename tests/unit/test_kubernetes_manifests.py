@@ -153,7 +153,7 @@ def test_secrets_are_named_and_never_held(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_config_maps_hold_the_runs_files_byte_for_byte_and_nothing_yet() -> None:
     result, _ = rendered(SCENARIOS["four-nodes"])
     maps = {item["metadata"]["name"]: item for item in documents(result.script) if item["kind"] == "ConfigMap"}
-    files = ("config.yaml", "plan.json", "deepspeed.json", "supervisor.yaml", "job.yaml")
+    files = ("config.yaml", "plan.json", "deepspeed.json", "prepare.yaml", "supervisor.yaml", "job.yaml")
     assert maps["example-files"]["data"] == {name: result.files[name] for name in files}
     assert "data" not in maps["example-state"], "applying the manifests again must not take the run's state away"
 

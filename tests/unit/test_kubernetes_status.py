@@ -148,8 +148,8 @@ def test_a_run_without_a_supervisor_says_so_while_it_runs(parts: Parts, words: s
 
 
 def request(action: str, number: str = "1", honoured: str | None = None, **more: str) -> dict[str, str]:
-    run = {"state": "running", **({"request": honoured} if honoured else {})}
-    return {"request": json.dumps({"id": number, "action": action}), "run.json": json.dumps(run), **more}
+    run = {"honoured": honoured or "", "run.json": json.dumps({"state": "running"})}
+    return {"request": json.dumps({"id": number, "action": action}), **run, **more}
 
 
 def test_what_was_asked_for_and_not_yet_answered() -> None:

@@ -35,13 +35,12 @@ def test_told_to_leave_while_a_worker_fails(run: RunDir, stopped: int) -> None:
 
 @pytest.mark.parametrize("stopped", [75, 143])
 def test_an_agent_that_fails_itself_is_made_anew(run: RunDir, stopped: int) -> None:
-    """The volume was away for a moment. 1 would end a PyTorchJob for good."""
-    with process(run, "--stopped-exit", str(stopped)) as agent:
+    """A fault of ours. 1 would end a PyTorchJob for good."""
+    program = "from fullft_cluster.runtime import pod_agent\npod_agent.Agent._wait_for_word = lambda *a: 1 / 0"
+    with process(run, "--stopped-exit", str(stopped), before=program) as agent:
         desk = Desk(run)
         desk.open(1, "exit 75", ticket=desk.new_ticket())
         desk.ended(1)
-        run.run.unlink()
-        run.run.mkdir()  # IsADirectoryError when it is read
         assert agent.wait(timeout=60) == stopped
         assert agent.stdout is not None and "Traceback" in agent.stdout.read()
 

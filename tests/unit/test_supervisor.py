@@ -50,6 +50,8 @@ class Script:
         self.down: tuple[str, ...] = ()
         self.reason = "time_limit"
         self.killed = False
+        self.opened = True
+        """Whether the attempt that run.json numbers was started."""
         self.under_way: Callable[[RunDir, int], None] | None = None
         """How the attempt ends that a supervisor before this one has started; None where it ended with it."""
         self.asked_for: list[int] = []
@@ -69,6 +71,9 @@ class Script:
     def running(self, run: RunDir, attempt: int) -> subprocess.Popen[bytes] | None:
         self.asked_for.append(attempt)
         return self._live(self.under_way, run, attempt) if self.under_way else None
+
+    def began(self, run: RunDir, attempt: int) -> bool:
+        return self.opened
 
     def kill(self, child: subprocess.Popen[bytes]) -> None:
         self.killed = True
