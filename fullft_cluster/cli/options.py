@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -54,6 +54,16 @@ FLAGS: dict[str, str] = {
     "namespace": "kubernetes.namespace",
 }
 """Name of a flag -> dotted key."""
+
+OF_SLURM = {
+    "partition": "Write --set kubernetes.queue=NAME for a queue of Kueue, kubernetes.node_selector for a type of node",
+    "account": "Write --set kubernetes.queue=NAME for a queue of Kueue",
+    "qos": "Write --set kubernetes.queue_priority=NAME in a queue of Kueue, or --set kubernetes.priority_class=NAME",
+    "time": "Write --set kubernetes.active_deadline=36h for a last bound on the whole run",
+}
+"""Flags that SLURM alone knows, and what to write for Kubernetes."""
+OF_KUBERNETES = ("kind", "image", "namespace", "context")
+"""Flags that Kubernetes alone knows."""
 
 
 def _presets(kind: str) -> Callable[[click.Context, click.Parameter, str], list[str]]:
@@ -147,9 +157,33 @@ def submit_options(command: F) -> F:
 
 
 def resolved_from(options: dict[str, Any]) -> Resolved:
-    """Return the configuration that a command's options describe. Raises UsageError."""
+    """Return the configuration that a command's options describe.
+
+    Raises UsageError, also for flags that the backend does not know: who gives one expects it to do something. In a
+    YAML file and by --set both sections may be filled, so that one file serves several backends.
+    """
     flags = {FLAGS[name]: value for name, value in options.items() if name in FLAGS}
-    return resolve(flags, options.get("sets", ()), options.get("config_path"))
+    try:
+        resolved = resolve(flags, options.get("sets", ()), options.get("config_path"))
+    except UsageError as error:  # a backend that a file names is not known then
+        more = _foreign_flags(options, options["backend"]) if options.get("backend") else ()
+        raise UsageError([*error.problems, *more]) from None
+    if problems := list(_foreign_flags(options, resolved.config.backend)):
+        raise UsageError(problems)
+    return resolved
+
+
+def _foreign_flags(options: dict[str, Any], backend: str | None) -> Iterator[Problem]:
+    """Yield the flags that are given and are of another backend (None: SLURM, which is meant where none is named)."""
+    named = f"the backend is {backend}" if backend else "no backend is named, so it is slurm"
+    for name, instead in OF_SLURM.items():
+        if options.get(name) is not None and backend not in (None, "slurm"):
+            fix = f"{instead}; or leave it out." if backend == "kubernetes" else "Leave it out, or use --backend slurm."
+            yield Problem(f"--{name}", f"is a flag for SLURM, and {named}", fix)
+    for name in OF_KUBERNETES:
+        if options.get(name) is not None and backend != "kubernetes":
+            fix = "Leave it out, or use --backend kubernetes."
+            yield Problem(f"--{name}", f"is a flag for Kubernetes, and {named}", fix)
 
 
 def inventory_of(resolved: Resolved) -> Inventory | None:

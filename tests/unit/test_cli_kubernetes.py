@@ -99,6 +99,46 @@ def test_options_that_do_not_go_together(shell: Shell) -> None:
     assert "--previous: is of Kubernetes" in told
 
 
+SLURM_FLAGS = ("--partition", "gpu", "--account", "x", "--qos", "high", "--time", "1:00:00")
+KUBERNETES_FLAGS = ("--kind", "job", "--image", IMAGE, "--namespace", "mine", "--context", "there")
+
+
+@pytest.mark.parametrize("command", ["submit", "render", "validate"])
+@pytest.mark.parametrize(
+    ("backend", "given", "words"),
+    [
+        (
+            ["--backend", "kubernetes"],
+            SLURM_FLAGS,
+            "is a flag for SLURM, and the backend is kubernetes. Write --set kub",
+        ),
+        (["--backend", "local"], SLURM_FLAGS, "is a flag for SLURM, and the backend is local. Leave it out"),
+        (["--backend", "slurm"], KUBERNETES_FLAGS, "is a flag for Kubernetes, and the backend is slurm. Leave it out"),
+        ([], KUBERNETES_FLAGS, "is a flag for Kubernetes, and no backend is named, so it is slurm. Leave it out"),
+    ],
+)
+def test_flags_of_another_backend_are_refused_all_at_once(
+    shell: Shell, command: str, backend: list[str], given: tuple[str, ...], words: str
+) -> None:
+    told = shell(command, "--model", "tiny", "--data", "train.jsonl", *backend, *given, code=2).stderr
+    assert [line for line in told.splitlines() if words in line] == told.splitlines()
+    assert [line.split(":")[1].strip() for line in told.splitlines()] == list(given[::2])
+
+
+def test_sections_of_another_backend_in_a_file_or_by_set_are_no_error(shell: Shell) -> None:
+    both = "slurm: {partition: gpu, time: '1:00:00'}\nkubernetes: {kind: job, namespace: mine}\n"
+    (shell.directory / "both.yaml").write_text(both)
+    more = ("--config", "both.yaml", "--set", "slurm.account=x")
+    assert 'namespace: "mine"' in shell("render", *shell.job(*more)).stdout
+    slurm = shell("render", "--model", "tiny", "--data", "train.jsonl", *more, "--set", "kubernetes.queue=q")
+    assert "#SBATCH --partition=gpu" in slurm.stdout
+
+
+def test_flags_of_another_backend_are_told_with_what_else_is_wrong(shell: Shell) -> None:
+    told = shell("submit", "--backend", "kubernetes", "--partition", "gpu", "--set", "train.lr", code=2).stderr
+    assert "'train.lr' is not section.key=value" in told and "--partition: is a flag for SLURM" in told
+
+
 def test_a_run_on_this_machine_has_no_objects_to_delete(shell: Shell) -> None:
     run = shell.directory / "runs" / "here"
     run.mkdir(parents=True)
