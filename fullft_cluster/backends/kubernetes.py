@@ -128,7 +128,7 @@ class KubernetesBackend:
             stopping = request_of(view) == "cancel"
             fix = "It was asked to stop: wait until `status` says cancelled." if stopping else "Cancel it first."
             raise UsageError(Problem(name, f"waits or runs in the cluster ({status.state})", fix))
-        objects = self._again(view, keep_training=status.state not in ENDED)
+        objects = self._again(view, status)
         for old in self._to_replace(view, objects):
             self.api.delete(path_of(old), propagation="Foreground")
         if left := self._wait_until_gone(self._to_replace(view, objects)):
@@ -141,21 +141,25 @@ class KubernetesBackend:
             say(f"{words_of(obj)} made")
         return self._submission(name, view.config)
 
-    def _again(self, view: View, *, keep_training: bool) -> list[Json]:
+    def _again(self, view: View, status: Status) -> list[Json]:
         """Return the objects that a resume makes: the supervisor, the training unless it still runs, and the data
-        preparation if it has not been done.
+        preparation where it has failed, or is not there and the run has not begun.
         """
-        parts = ["supervisor.yaml"] + ([] if keep_training else ["job.yaml"])
-        if view.prepare is None or end_of(view.prepare)[0] != "completed":
-            if "prepare.yaml" not in view.files:
-                fix = f"Delete it (`fullft-cluster delete {view.name} --backend kubernetes`), and submit it again."
-                raise UsageError(Problem(view.name, "its data was never prepared", fix))
+        parts = ["supervisor.yaml"] + (["job.yaml"] if status.state in ENDED else [])
+        if self._to_prepare(view, began=status.attempt > 0 or bool(view.attempts)):
             parts.insert(0, "prepare.yaml")
         missing = [part for part in parts if part not in view.files]
         if missing:
             what = f"its ConfigMap {view.names.files} has no {' and no '.join(missing)}"
             raise UsageError(Problem(view.name, what, "Apply what `render -o DIR` wrote, by kubectl."))
         return documents(view.files[part] for part in parts)
+
+    @staticmethod
+    def _to_prepare(view: View, *, began: bool) -> bool:
+        """Return whether the data has to be prepared (again); an attempt opens only after that is done."""
+        if view.prepare is None or view.prepare["metadata"].get("deletionTimestamp"):
+            return not began
+        return end_of(view.prepare)[0] == "failed"
 
     @staticmethod
     def _to_replace(view: View, objects: Sequence[Json]) -> list[Json]:

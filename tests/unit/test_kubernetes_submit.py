@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_api import Answer, Asked, FakeApi, Lost, api_of, refusal
+from fake_cluster import Cluster, Fault
 from kubernetes_scenarios import KINDS, SCENARIOS, rendered
 
 pytest.importorskip("kubernetes", reason="the kubernetes extra is not installed")
@@ -19,44 +19,6 @@ from fullft_cluster.backends.kubernetes_submit import SUBMISSION, make_all
 from fullft_cluster.errors import FullftError, SchedulerError, UsageError
 from fullft_cluster.kubernetes_api import Api, Json
 from fullft_cluster.kubernetes_api.kinds import kind_of
-
-Fault = Callable[[Asked], "Answer | Lost | None"]
-
-
-class Cluster:
-    """Objects by path, as an API server keeps them; ``before`` may refuse, ``after`` may lose the answer."""
-
-    def __init__(self, fake: FakeApi) -> None:
-        self.objects: dict[str, Json] = {}
-        self.made: list[str] = []
-        self.before: Fault = lambda asked: None
-        self.after: Fault = lambda asked: None
-        self._lock = threading.Lock()
-        fake.answers = [self.answer]
-
-    def answer(self, asked: Asked) -> Answer | Lost:
-        with self._lock:
-            refused = self.before(asked)
-            answer = refused or self._do(asked)
-            return (None if refused else self.after(asked)) or answer
-
-    def _do(self, asked: Asked) -> Answer:
-        path = asked.path if asked.method != "POST" else f"{asked.path}/{asked.body['metadata']['name']}"
-        there = path in self.objects
-        if asked.method == "POST" and there:
-            return refusal(409, "already exists", "AlreadyExists")
-        if asked.method in ("POST", "PATCH"):
-            if not there:
-                self.made.append(path)
-            kept = self.objects.get(path, {}).get("metadata", {}).get("annotations")
-            self.objects[path] = copy.deepcopy(asked.body)
-            if kept:
-                self.objects[path]["metadata"].setdefault("annotations", {}).update(kept)
-            return Answer(200 if there else 201, self.objects[path])
-        if not there:
-            name = path.rpartition("/")[2]
-            return refusal(404, "not found", "NotFound", name=name, kind="x")
-        return Answer(200, self.objects.pop(path) if asked.method == "DELETE" else self.objects[path])
 
 
 @pytest.fixture

@@ -1,0 +1,103 @@
+"""A run in a cluster is resumed and deleted with nothing but its objects at hand."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_api import FakeApi, api_of
+from fake_cluster import Cluster
+from kubernetes_scenarios import SCENARIOS, rendered
+
+pytest.importorskip("kubernetes", reason="the kubernetes extra is not installed")
+
+from fullft_cluster.backends import kubernetes
+from fullft_cluster.backends.kubernetes import KubernetesBackend
+from fullft_cluster.backends.kubernetes_objects import documents, path_of
+from fullft_cluster.kubernetes_api import Json
+
+JOBS = "/apis/batch/v1/namespaces/default/jobs"
+STATE = "/api/v1/namespaces/default/configmaps/example-state"
+PREPARE, SUPERVISOR, JOB = (f"{JOBS}/example{part}" for part in ("-prepare", "-supervisor", ""))
+
+
+class Run:
+    """A run of kind Job, as submitted; with what its supervisor published, and how its Jobs stand."""
+
+    def __init__(self, cluster: Cluster, backend: KubernetesBackend) -> None:
+        self.cluster, self.backend = cluster, backend
+        self.said: list[str] = []
+
+    def submit(self, scenario: str = "host-path") -> Run:
+        result, _ = rendered(SCENARIOS[scenario] | {"output.runs_dir": "/shared/runs"}, "job")
+        for number, obj in enumerate(documents(result.files[part] for part in result.parts)):
+            made = copy.deepcopy(obj)
+            made["metadata"]["uid"] = f"old-{number}"
+            self.cluster.objects[path_of(obj)] = {**made, "status": {}}
+        return self
+
+    def publish(self, state: str, **run: Any) -> None:
+        self.cluster.objects[STATE]["data"] = {"run.json": json.dumps({"state": state, **run})}
+
+    def end(self, path: str, how: str) -> None:
+        conditions = [{"type": how, "status": "True", "message": f"it is {how}"}]
+        self.cluster.objects[path]["status"] = {"conditions": conditions}
+
+    def resume(self) -> list[str]:
+        self.backend.resume("example", self.said.append)
+        return [words.removesuffix(" made") for words in self.said]
+
+    def old(self, path: str) -> bool:
+        uid: Json = self.cluster.objects[path]["metadata"]["uid"]
+        return str(uid).startswith("old-")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    fake = FakeApi(tmp_path)
+    monkeypatch.setattr(kubernetes, "POLL_SECONDS", 0.0)
+    yield Run(Cluster(fake, uids=True), KubernetesBackend(api_of(fake, monkeypatch), "default"))
+    fake.close()
+
+
+AGAIN = ["jobs.batch/example-supervisor", "services/example", "jobs.batch/example"]
+
+
+def test_a_run_that_has_begun_goes_on_without_its_prepare_job(run: Run) -> None:
+    run.submit().publish("failed", reason="the budget is spent", attempt=3)
+    del run.cluster.objects[PREPARE]
+    assert run.resume() == AGAIN
+    assert PREPARE not in run.cluster.objects
+
+
+def test_attempts_that_were_opened_are_a_beginning(run: Run) -> None:
+    run.submit().publish("failed", reason="x")
+    run.cluster.objects[STATE]["data"]["attempts.jsonl"] = '{"attempt": 1}\n'
+    del run.cluster.objects[PREPARE]
+    assert run.resume() == AGAIN
+
+
+def test_a_run_that_was_cancelled_while_its_data_was_prepared_has_it_prepared(run: Run) -> None:
+    run.submit()
+    assert run.backend.cancel("example", now=False) == "deleted jobs.batch/example, which had not begun"
+    assert not {PREPARE, JOB} & set(run.cluster.objects)
+    assert run.resume() == ["jobs.batch/example-prepare", *AGAIN]
+
+
+def test_a_preparation_that_failed_is_made_anew_and_all_after_it(run: Run) -> None:
+    run.submit().end(PREPARE, "Failed")
+    assert run.resume() == ["jobs.batch/example-prepare", *AGAIN]
+    assert not any(run.old(path) for path in (PREPARE, SUPERVISOR, JOB))
+    request = json.loads(run.cluster.objects[STATE]["data"]["request"])
+    assert request["action"] == "resume"
+
+
+def test_a_lost_supervisor_is_made_anew_beside_a_preparation_and_a_training_that_go_on(run: Run) -> None:
+    run.submit()
+    del run.cluster.objects[SUPERVISOR]
+    assert run.resume() == AGAIN[:1]
+    assert run.old(PREPARE) and run.old(JOB)
