@@ -55,6 +55,14 @@ class Names:
         return f"{MANAGED},{INSTANCE}={self.run}"
 
 
+def makers(job: str) -> tuple[str, str]:
+    """Return the names of what may make the pods of an object of that name: it, or the Job of a JobSet.
+
+    Their events say why a pod is refused; names that only begin alike are other runs', and the run's other parts.
+    """
+    return job, f"{job}-node-0"
+
+
 def documents(texts: Iterable[str]) -> list[Json]:
     """Return the objects of manifests, in their order."""
     return [item for text in texts for item in yaml.load_all(text, Loader=_LOADER) if item]

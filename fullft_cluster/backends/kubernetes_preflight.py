@@ -56,7 +56,10 @@ def preflight(api: Api, objects: Sequence[Json], own: KubernetesConfig, nodes: i
     if found.cluster:  # what follows asks with these very permissions
         return found
     found.usage += _taken(api, objects, own.namespace)
-    found.usage += reference_problems(api, own, nodes)
+    hidden: list[str] = []
+    found.usage += reference_problems(api, own, nodes, hidden)
+    if hidden:
+        found.notes.append(f"not checked, since you may not look at it: {', '.join(hidden)}")
     found.cluster += _quotas(api, objects, own)
     found.notes += reference_notes(api, own, nodes)
     return found

@@ -25,18 +25,21 @@ class Named(NamedTuple):
     fix: str
 
 
-def reference_problems(api: Api, own: KubernetesConfig, nodes: int) -> Iterator[Problem]:
+def reference_problems(api: Api, own: KubernetesConfig, nodes: int, hidden: list[str]) -> Iterator[Problem]:
     """Yield what is named and is not there, or cannot be used.
 
-    What may not be looked at is passed over: the pods will say so. Of secrets the metadata alone is asked for.
+    What may not be looked at is added to ``hidden``: only the pods will tell. Of secrets the metadata alone is asked
+    for.
     """
     for named in _named(own):
-        with contextlib.suppress(Forbidden):
+        try:
             kind = api.kind(named.kind) if named.kind in _VERSIONS_VARY else KINDS[named.kind]
             namespace = own.namespace if kind.namespaced else None
             if not api.exists(object_path(kind, namespace, named.name)):
                 at = f" in namespace {own.namespace}" if namespace else ""
                 yield Problem(f"kubernetes.{named.key}", f"there is no {named.kind} {named.name!r}{at}", named.fix)
+        except Forbidden:
+            hidden.append(f"{named.kind} {named.name!r} (kubernetes.{named.key})")
     if own.claim is not None:
         yield from _claim(api, own, own.claim, nodes)
 

@@ -9,6 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from fullft_cluster.backends.kubernetes_jobs import end_of, queue_of, queued
+from fullft_cluster.backends.kubernetes_objects import makers
 from fullft_cluster.backends.kubernetes_pods import pod_problems, short_name
 from fullft_cluster.backends.kubernetes_view import View, seconds
 from fullft_cluster.kubernetes_api import Json
@@ -165,7 +166,7 @@ def _refused(view: View, name: str) -> Iterator[str]:
     """Yield why a controller cannot make the pods of an object: a quota, an admission policy."""
     for event in view.warnings:
         about = (event.get("involvedObject") or {}).get("name", "")
-        if event.get("reason") in ("FailedCreate", "FailedCreatePod") and str(about).startswith(name):
+        if event.get("reason") in ("FailedCreate", "FailedCreatePod") and about in makers(name):
             words = " ".join(str(event.get("message", "")).split())
             cut = words.find("exceeded quota")
             yield f"its pods are refused: {words[cut:] if cut >= 0 else words}"

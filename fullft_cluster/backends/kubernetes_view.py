@@ -12,8 +12,8 @@ from typing import Any
 
 import msgspec
 
-from fullft_cluster.backends.kubernetes_jobs import queue_of
-from fullft_cluster.backends.kubernetes_objects import COMPONENT, INSTANCE, MANAGED, Names
+from fullft_cluster.backends.kubernetes_jobs import end_of, queue_of
+from fullft_cluster.backends.kubernetes_objects import COMPONENT, INSTANCE, MANAGED, Names, makers
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.kubernetes_api import Api, Forbidden, Json, NotFound, object_path
@@ -177,7 +177,8 @@ def _with_details(details: _Details, view: View) -> View:
     """Return the run with them, where it needs them."""
     jobs = [job for job in (view.training, view.prepare, view.supervisor) if job is not None]
     starting = any(pod["status"].get("phase") in ("Pending", "Failed") for pod in view.pods)
-    lacking = any(not _has_pods(job, view.pods) for job in jobs)
+    parts = {"worker": view.training, "prepare": view.prepare, "supervisor": view.supervisor}
+    lacking = any(job is not None and end_of(job)[0] is None and not view.of(part) for part, job in parts.items())
     if starting or lacking:
         view.warnings = list(_warnings(details.warnings, view))
     if any(queue_of(job) for job in jobs):
@@ -185,17 +186,13 @@ def _with_details(details: _Details, view: View) -> View:
     return view
 
 
-def _has_pods(job: Json, pods: Iterable[Json]) -> bool:
-    name = job["metadata"]["name"]
-    return any(pod["metadata"]["name"].startswith(f"{name}-") for pod in pods)
-
-
 def _warnings(events: Iterable[Json], view: View) -> Iterator[Json]:
     uids = {pod["metadata"]["uid"] for pod in view.pods}
+    names = {maker for job in (view.name, view.names.prepare, view.names.supervisor) for maker in makers(job)}
     for event in events:
         about = event.get("involvedObject") or event.get("regarding") or {}
         name = str(about.get("name", ""))
-        if about.get("uid") in uids or (about.get("kind") != "Pod" and name.startswith(view.name)):
+        if about.get("uid") in uids or (about.get("kind") != "Pod" and name in names):
             yield event
 
 

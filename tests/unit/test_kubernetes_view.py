@@ -1,0 +1,79 @@
+"""A run as it is read from an API server: which objects and events are its own, and what is no name of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_api import Answer, Asked, FakeApi, api_of
+from kubernetes_scenarios import SCENARIOS, rendered
+
+pytest.importorskip("kubernetes", reason="the kubernetes extra is not installed")
+
+from fullft_cluster.backends.kubernetes_status import kubernetes_status
+from fullft_cluster.backends.kubernetes_view import read_view
+from fullft_cluster.kubernetes_api import Api, Json
+
+CONFIG = rendered(SCENARIOS["processes"], "job")[0].files["config.yaml"]
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[FakeApi]:
+    server = FakeApi(tmp_path)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def api(fake: FakeApi, monkeypatch: pytest.MonkeyPatch) -> Api:
+    return api_of(fake, monkeypatch)
+
+
+def labelled(name: str, part: str, **more: Any) -> Json:
+    labels = {"app.kubernetes.io/instance": "prio", "app.kubernetes.io/component": part}
+    metadata = {"name": name, "uid": f"{name}-uid", "labels": labels, "creationTimestamp": "2026-01-05T10:00:00Z"}
+    return {"metadata": metadata, "status": {}, "spec": {}, **more}
+
+
+def cluster(**lists: list[Json]) -> Callable[[Asked], Answer]:
+    """Answer lists by the plural of their kind."""
+
+    def answer(asked: Asked) -> Answer:
+        items = lists.get(asked.path.rpartition("/")[2], [])
+        return Answer(200, {"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": items})
+
+    return answer
+
+
+def refused(name: str, words: str, kind: str = "Job") -> Json:
+    about = {"kind": kind, "name": name, "uid": f"{name}-uid"}
+    return {"type": "Warning", "reason": "FailedCreate", "message": words, "involvedObject": about}
+
+
+DONE = {"status": {"conditions": [{"type": "Complete", "status": "True"}]}}
+JOBS = [labelled("prio", "run"), labelled("prio-prepare", "run", **DONE), labelled("prio-supervisor", "run")]
+PODS = [
+    labelled("prio-prepare-x8zqp", "prepare", status={"phase": "Succeeded"}),
+    labelled("prio-supervisor-x8zqp", "supervisor", status={"phase": "Running"}),
+]
+FILES = labelled("prio-files", "run", data={"config.yaml": CONFIG})
+WORDS = 'Error creating: pods "prio-0-" is forbidden: no PriorityClass with name nope was found'
+
+
+@pytest.mark.parametrize("maker", ["prio", "prio-node-0"])
+def test_a_refused_pod_of_the_training_is_told_though_other_parts_have_pods(
+    fake: FakeApi, api: Api, maker: str
+) -> None:
+    events = [refused("prio-prepare", "of the preparation"), refused("prio-2", "of another run"), refused(maker, WORDS)]
+    fake.answers = [cluster(configmaps=[FILES], jobs=JOBS, pods=PODS, events=events)]
+    status = kubernetes_status(read_view(api, "nlp", "prio"))
+    assert (status.state, status.reason) == ("pending", f"its pods are refused: {WORDS}")
+
+
+def test_events_are_not_asked_for_where_all_is_well(fake: FakeApi, api: Api) -> None:
+    worker = labelled("prio-0-x8zqp", "worker", status={"phase": "Running"})
+    fake.answers = [cluster(configmaps=[FILES], jobs=JOBS, pods=[*PODS, worker])]
+    read_view(api, "nlp", "prio")
+    assert not [asked for asked in fake.asked if asked.path.endswith("/events")]
