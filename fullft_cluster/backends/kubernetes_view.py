@@ -16,7 +16,8 @@ from fullft_cluster.backends.kubernetes_jobs import end_of, queue_of
 from fullft_cluster.backends.kubernetes_objects import COMPONENT, INSTANCE, MANAGED, Names, makers
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, UsageError
-from fullft_cluster.kubernetes_api import Api, Forbidden, Json, NotFound, object_path
+from fullft_cluster.kubernetes_api import Api, ApiError, Forbidden, Json, NotFound, object_path
+from fullft_cluster.kubernetes_names import is_label_name
 from fullft_cluster.runtime.kubernetes_target import KINDS
 
 
@@ -78,7 +79,8 @@ class View:
 
 
 def read_view(api: Api, namespace: str, name: str) -> View:
-    """Return a run. Raises UsageError when there is none of that name."""
+    """Return a run. Raises UsageError when there is none of that name, and for what is no name."""
+    check_run_name(api, namespace, name)
     found = _read(api, namespace, f"{MANAGED},{INSTANCE}={name}")
     if name not in found:
         known = ", ".join(sorted(_read_names(api, namespace))[:20]) or "none"
@@ -87,6 +89,18 @@ def read_view(api: Api, namespace: str, name: str) -> View:
             Problem(name, what, "Give --namespace or --context, or a name of `list --backend kubernetes`.")
         )
     return _with_details(_Details(api, namespace), found[name])
+
+
+def check_run_name(api: Api, namespace: str, name: str) -> None:
+    """Raise UsageError for what cannot be a run's name, such as a path: it would be part of a selector of labels."""
+    if is_label_name(name):
+        return
+    parts = [part for part in name.split("/") if is_label_name(part)]
+    with contextlib.suppress(ApiError):
+        known = _read_names(api, namespace)
+        parts = [part for part in parts if part in known] or parts
+    fix = f"Write {parts[-1]}." if parts else "Write a name of `list --backend kubernetes`."
+    raise UsageError(Problem(repr(name), "is not a run name", fix))
 
 
 def read_views(api: Api, namespace: str) -> list[View]:

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_api import Answer, Asked, FakeApi, api_of
+from fake_api import Answer, Asked, FakeApi, api_of, refusal
 from kubernetes_scenarios import SCENARIOS, rendered
 
 pytest.importorskip("kubernetes", reason="the kubernetes extra is not installed")
 
 from fullft_cluster.backends.kubernetes_status import kubernetes_status
 from fullft_cluster.backends.kubernetes_view import read_view
+from fullft_cluster.errors import UsageError
 from fullft_cluster.kubernetes_api import Api, Json
 
 CONFIG = rendered(SCENARIOS["processes"], "job")[0].files["config.yaml"]
@@ -70,6 +71,35 @@ def test_a_refused_pod_of_the_training_is_told_though_other_parts_have_pods(
     fake.answers = [cluster(configmaps=[FILES], jobs=JOBS, pods=PODS, events=events)]
     status = kubernetes_status(read_view(api, "nlp", "prio"))
     assert (status.state, status.reason) == ("pending", f"its pods are refused: {WORDS}")
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("/shared/runs/prio", "Write prio."),
+        ("runs/prio/", "Write prio."),
+        ("prio/logs", "Write prio."),
+        ("prio,app=x", "Write a name of `list"),
+        ("", "Write a name of `list"),
+        ("Prio", "Write a name of `list"),
+        ("../other", "Write other."),
+    ],
+)
+def test_what_is_no_name_is_refused_before_it_is_part_of_a_selector(
+    fake: FakeApi, api: Api, text: str, fix: str
+) -> None:
+    fake.answers = [cluster(configmaps=[FILES])]
+    with pytest.raises(UsageError) as refusal_of:
+        read_view(api, "nlp", text)
+    (problem,) = refusal_of.value.problems
+    assert (problem.where, problem.what) == (repr(text), "is not a run name") and problem.fix.startswith(fix)
+    assert not any(text and text in asked.query.get("labelSelector", "") for asked in fake.asked)
+
+
+def test_a_name_is_told_to_be_none_where_names_may_not_be_listed(fake: FakeApi, api: Api) -> None:
+    fake.answers = [refusal(403, 'cannot list resource "configmaps"', "Forbidden")]
+    with pytest.raises(UsageError, match=r"is not a run name\. Write r1\."):
+        read_view(api, "nlp", "/shared/runs/r1")
 
 
 def test_events_are_not_asked_for_where_all_is_well(fake: FakeApi, api: Api) -> None:
