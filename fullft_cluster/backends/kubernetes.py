@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -11,20 +12,17 @@ from collections.abc import Callable, Iterator, Sequence
 from fullft_cluster.backends import Submission
 from fullft_cluster.backends.kubernetes_jobs import end_of
 from fullft_cluster.backends.kubernetes_logs import Follower, Print, logs_of, ordered, read_log
-from fullft_cluster.backends.kubernetes_objects import REMOVABLE, Names, documents, path_of, words_of
+from fullft_cluster.backends.kubernetes_objects import Names, documents, path_of, words_of
 from fullft_cluster.backends.kubernetes_preflight import judged_by_server, preflight
+from fullft_cluster.backends.kubernetes_removal import GONE_SECONDS, claims_of, objects_of, pods_of, wait_until_gone
 from fullft_cluster.backends.kubernetes_status import is_running, kubernetes_status, request_of
 from fullft_cluster.backends.kubernetes_submit import make_all
 from fullft_cluster.backends.kubernetes_view import View, read_view, read_views, run_names
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, RunFailedError, UsageError
-from fullft_cluster.kubernetes_api import Api, ApiError, Forbidden, Json, NotFound, object_path
-from fullft_cluster.runtime.kubernetes_target import KINDS
+from fullft_cluster.kubernetes_api import Api, Forbidden, Json, NotFound, object_path
+from fullft_cluster.kubernetes_names import is_label_value
 from fullft_cluster.status import ENDED, Status
-
-GONE_SECONDS = 120.0
-"""How long what was deleted may take to go: pods stop first."""
-POLL_SECONDS = 0.5
 
 Say = Callable[[str], None]
 
@@ -32,9 +30,17 @@ Say = Callable[[str], None]
 class KubernetesBackend:
     """The runs of one namespace of one cluster. Methods raise ApiError; `read_view` says when there is no such run."""
 
-    def __init__(self, api: Api, namespace: str | None = None) -> None:
+    def __init__(self, api: Api, namespace: str | None = None, context: str | None = None) -> None:
+        """``context``: of the kubeconfig, where the user gave one."""
         self.api = api
         self.namespace = namespace or api.namespace
+        self.context = context
+
+    @property
+    def flags(self) -> str:
+        """Return the options that lead another command to the same place."""
+        context = "" if self.context is None else f" --context {shlex.quote(self.context)}"
+        return f"--backend kubernetes{context} --namespace {self.namespace}"
 
     # --- to submit
     def names(self) -> set[str]:
@@ -131,7 +137,7 @@ class KubernetesBackend:
         objects = self._again(view, status)
         for old in self._to_replace(view, objects):
             self.api.delete(path_of(old), propagation="Foreground")
-        if left := self._wait_until_gone(self._to_replace(view, objects)):
+        if left := wait_until_gone(self.api, self._to_replace(view, objects)):
             words = ", ".join(words_of(obj) for obj in left)
             fix = "Look at its pods and their nodes, then resume again."
             raise RunFailedError(Problem(name, f"{words} was deleted, and has not gone in {GONE_SECONDS:.0f} s", fix))
@@ -177,60 +183,43 @@ class KubernetesBackend:
             )
         except NotFound:
             what = f"its ConfigMap {view.names.state}, by which its supervisor is asked, is not there"
-            fix = f"Delete the run: `fullft-cluster delete {view.name} --backend kubernetes --now`."
+            fix = f"Delete the run: `fullft-cluster delete {view.name} {self.flags} --now`."
             raise RunFailedError(Problem(view.name, what, fix)) from None
 
     # --- to remove
     def delete(self, name: str, *, now: bool, storage: bool, say: Say) -> list[str]:
         """Delete a run's objects; its own claim, with the checkpoints, only with ``storage``. Returns what went.
 
-        Raises UsageError while the run is alive, unless ``now``.
+        What an earlier delete has left of a run is found without its ConfigMaps. Raises UsageError while the run is
+        alive, unless ``now``, and when there is nothing (else) of that name.
         """
-        status = self.status(name)
-        if status.state not in ENDED and not now:
-            fix = f"`fullft-cluster cancel {name} --backend kubernetes` makes a checkpoint first; --now does not."
+        unknown, status = None, None
+        try:
+            status = self.status(name)
+        except UsageError as error:
+            if not is_label_value(name):
+                raise
+            unknown = error
+        if status is not None and status.state not in ENDED and not now:
+            fix = f"`fullft-cluster cancel {name} {self.flags}` makes a checkpoint first; --now does not."
             raise UsageError(Problem(name, f"is {status.state}", fix))
-        found = list(self._objects(name, storage=storage))
+        found = list(objects_of(self.api, self.namespace, name, storage=storage))
+        kept = [] if storage else claims_of(self.api, self.namespace, name)
+        if unknown is not None and not found:
+            raise UsageError(self._only_claims(name, kept)) if kept else unknown
         for obj in found:
             self.api.delete(path_of(obj), propagation="Background")
             say(f"{words_of(obj)} deleted")
-        pods = [pod for pod in self._pods(name) if pod["metadata"].get("ownerReferences")]
-        left = self._wait_until_gone([*found, *pods])
+        pods = [pod for pod in pods_of(self.api, self.namespace, name) if pod["metadata"].get("ownerReferences")]
+        left = wait_until_gone(self.api, [*found, *pods])
         if left:
             say(f"still stopping: {', '.join(words_of(obj) for obj in left)}")
+        if kept:
+            say(self._only_claims(name, kept).fix)
         return [words_of(obj) for obj in found]
 
-    def _pods(self, name: str) -> list[Json]:
-        """Return the pods of a run, none where they may not be looked at."""
-        try:
-            return self.api.list(object_path("Pod", self.namespace), Names(name).selector)
-        except Forbidden:
-            return []
-
-    def _objects(self, name: str, *, storage: bool) -> Iterator[Json]:
-        for kind in (*REMOVABLE, *(("PersistentVolumeClaim",) if storage else ())):
-            try:
-                yield from self.api.list(object_path(kind, self.namespace), Names(name).selector)
-            except NotFound:  # of an operator that is not installed
-                continue
-            except Forbidden:
-                if kind in (*KINDS.values(), "ConfigMap", "PersistentVolumeClaim"):
-                    raise
-
-    def _wait_until_gone(self, objects: Sequence[Json]) -> list[Json]:
-        """Wait until objects are gone, or others of their name are there; return those that stay."""
-        left, deadline = list(objects), time.monotonic() + GONE_SECONDS
-        while left and time.monotonic() < deadline:
-            left = [obj for obj in left if self._is_there(obj)]
-            if left:
-                time.sleep(POLL_SECONDS)
-        return left
-
-    def _is_there(self, obj: Json) -> bool:
-        try:
-            found = self.api.find(path_of(obj))
-        except ApiError as error:
-            if error.status == 403:  # may delete, may not look
-                return False
-            raise
-        return found is not None and found["metadata"]["uid"] == obj["metadata"]["uid"]
+    def _only_claims(self, name: str, claims: Sequence[Json]) -> Problem:
+        """Return what to say of claims that stay."""
+        words = ", ".join(words_of(claim) for claim in claims)
+        fix = f"`fullft-cluster delete {name} {self.flags} --storage` deletes {words}, with every checkpoint."
+        return Problem(name, f"is deleted, but for {words}, which holds its run directory", fix)

@@ -12,7 +12,6 @@ from fullft_cluster.backends.kubernetes import KubernetesBackend
 from fullft_cluster.backends.kubernetes_objects import words_of
 from fullft_cluster.cli.options import print_json, resolved_from, say
 from fullft_cluster.cli.planning import make_ready
-from fullft_cluster.cli.target import cluster_flags
 from fullft_cluster.config_load import read_config_text
 from fullft_cluster.kubernetes_api import Forbidden, connect
 
@@ -22,7 +21,7 @@ def submit_to_cluster(options: dict[str, Any], *, as_json: bool, dry_run: bool) 
     api = connect(options.get("context"))  # before a long plan
     named = resolved_from(options)
     given = named.config.kubernetes.namespace if "kubernetes.namespace" in named.origins else None
-    backend = KubernetesBackend(api, given)
+    backend = KubernetesBackend(api, given, options.get("context"))
     taken: Container[str] = ()
     if named.config.name is None:
         with contextlib.suppress(Forbidden):  # told with everything else that is missing
@@ -35,9 +34,8 @@ def submit_to_cluster(options: dict[str, Any], *, as_json: bool, dry_run: bool) 
         _tell(ready.job.name, [words_of(obj) for obj in judged], as_json=as_json)
         return
     submission = backend.submit(ready.job.name, objects, config, say)
-    where = {"context": options.get("context"), "namespace": backend.namespace}
     say(f"run {submission.name} in namespace {backend.namespace}; its directory on the volume: {submission.run_dir}")
-    say(f"follow it: fullft-cluster status {submission.name} {cluster_flags(where)} --watch")
+    say(f"follow it: fullft-cluster status {submission.name} {backend.flags} --watch")
     if as_json:
         print_json(submission)
     else:

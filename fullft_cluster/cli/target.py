@@ -128,7 +128,7 @@ def cluster_backend(where: dict[str, Any]) -> KubernetesBackend:
     from fullft_cluster.backends.kubernetes import KubernetesBackend
     from fullft_cluster.kubernetes_api import connect
 
-    return KubernetesBackend(connect(where.get("context")), where.get("namespace"))
+    return KubernetesBackend(connect(where.get("context")), where.get("namespace"), where.get("context"))
 
 
 def cluster_flags(where: dict[str, Any]) -> str:

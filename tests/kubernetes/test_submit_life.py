@@ -106,10 +106,14 @@ def test_a_claim_of_the_runs_own_outlives_it_unless_told(lab: Lab, namespace: st
     at = job.index("kubernetes.host_path=/shared")
     shell("submit", *job[: at - 1], *job[at + 1 :])
     assert set(objects(lab.client, namespace)) == names(kind="jobs") | {"persistentvolumeclaims/run-run"}
-    shell("delete", "run", *HERE, "--now")
+    told = shell("delete", "run", *HERE, "--now").stderr
+    assert f"--namespace {namespace} --storage` deletes persistentvolumeclaims/run-run" in told
     assert set(objects(lab.client, namespace)) == {"persistentvolumeclaims/run-run"}
-    (told,) = json.loads(shell("submit", *job[: at - 1], *job[at + 1 :], "--json", code=2).stdout)["error"]["problems"]
-    assert "persistentvolumeclaims/run-run" in told["what"]
+    (why,) = json.loads(shell("submit", *job[: at - 1], *job[at + 1 :], "--json", code=2).stdout)["error"]["problems"]
+    assert "persistentvolumeclaims/run-run" in why["what"]
+    assert "is deleted, but for persistentvolumeclaims/run-run" in shell("delete", "run", *HERE, code=2).stderr
+    shell("delete", "run", *HERE, "--storage")
+    assert objects(lab.client, namespace) == {}
 
 
 def test_the_token_of_a_run_opens_nothing_but_its_own(lab: Lab, namespace: str, shell: Shell, tmp_path: Path) -> None:

@@ -15,13 +15,15 @@ from kubernetes_scenarios import SCENARIOS, rendered
 
 pytest.importorskip("kubernetes", reason="the kubernetes extra is not installed")
 
-from fullft_cluster.backends import kubernetes
+from fullft_cluster.backends import kubernetes_removal
 from fullft_cluster.backends.kubernetes import KubernetesBackend
 from fullft_cluster.backends.kubernetes_objects import documents, path_of
+from fullft_cluster.errors import UsageError
 from fullft_cluster.kubernetes_api import Json
 
 JOBS = "/apis/batch/v1/namespaces/default/jobs"
 STATE = "/api/v1/namespaces/default/configmaps/example-state"
+CLAIM = "/api/v1/namespaces/default/persistentvolumeclaims/example-run"
 PREPARE, SUPERVISOR, JOB = (f"{JOBS}/example{part}" for part in ("-prepare", "-supervisor", ""))
 
 
@@ -51,6 +53,9 @@ class Run:
         self.backend.resume("example", self.said.append)
         return [words.removesuffix(" made") for words in self.said]
 
+    def delete(self, name: str = "example", *, now: bool = False, storage: bool = False) -> list[str]:
+        return self.backend.delete(name, now=now, storage=storage, say=self.said.append)
+
     def old(self, path: str) -> bool:
         uid: Json = self.cluster.objects[path]["metadata"]["uid"]
         return str(uid).startswith("old-")
@@ -59,7 +64,7 @@ class Run:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
     fake = FakeApi(tmp_path)
-    monkeypatch.setattr(kubernetes, "POLL_SECONDS", 0.0)
+    monkeypatch.setattr(kubernetes_removal, "POLL_SECONDS", 0.0)
     yield Run(Cluster(fake, uids=True), KubernetesBackend(api_of(fake, monkeypatch), "default"))
     fake.close()
 
@@ -101,3 +106,45 @@ def test_a_lost_supervisor_is_made_anew_beside_a_preparation_and_a_training_that
     del run.cluster.objects[SUPERVISOR]
     assert run.resume() == AGAIN[:1]
     assert run.old(PREPARE) and run.old(JOB)
+
+
+HERE = "--backend kubernetes --namespace default"
+WITH_STORAGE = f"`fullft-cluster delete example {HERE} --storage`"
+
+
+def test_a_claim_that_stays_is_named_and_is_deleted_by_the_command_that_was_told(run: Run) -> None:
+    run.submit("own-claim").publish("completed", attempt=1)
+    gone = run.delete()
+    assert "persistentvolumeclaims/example-run" not in gone
+    assert list(run.cluster.objects) == [CLAIM]
+    told = run.said[-1]
+    assert f"{WITH_STORAGE} deletes persistentvolumeclaims/example-run, with every checkpoint" in told
+    with pytest.raises(UsageError, match="is deleted, but for persistentvolumeclaims/example-run") as refused:
+        run.delete()
+    assert WITH_STORAGE in refused.value.problems[0].fix
+    assert list(run.cluster.objects) == [CLAIM]
+    assert run.delete(storage=True) == ["persistentvolumeclaims/example-run"]
+    assert run.cluster.objects == {}
+    with pytest.raises(UsageError, match="no such run"):
+        run.delete(storage=True)
+
+
+def test_a_claim_that_goes_too_is_not_told_to_stay(run: Run) -> None:
+    run.submit("own-claim").publish("completed", attempt=1)
+    assert "persistentvolumeclaims/example-run" in run.delete(storage=True)
+    assert run.cluster.objects == {}
+    assert not any("--storage" in words for words in run.said)
+
+
+def test_what_is_left_without_its_config_maps_is_deleted(run: Run) -> None:
+    run.submit()
+    run.cluster.objects = {path: obj for path, obj in run.cluster.objects.items() if path.endswith("/roles/example")}
+    assert run.delete() == ["roles.rbac.authorization.k8s.io/example"]
+    assert run.cluster.objects == {}
+
+
+def test_the_commands_that_are_told_lead_to_the_cluster_that_was_given(run: Run) -> None:
+    run.submit("own-claim").publish("completed", attempt=1)
+    run.backend.context = "east 1"
+    run.delete()
+    assert "delete example --backend kubernetes --context 'east 1' --namespace default --storage" in run.said[-1]
