@@ -148,7 +148,9 @@ def _exits(pod: Json) -> Iterator[str]:
         ended = (one.get("state") or {}).get("terminated") or {}
         code = ended.get("exitCode", 0)
         if code not in _EXPECTED and ended.get("reason") != "OOMKilled":
-            words = _one_line(str(ended.get("message", "")))[-MOST_WORDS:]
+            message = str(ended.get("message", ""))
+            errors = [line for line in message.splitlines() if line.startswith("error: ")]  # of a command of ours
+            words = first_of(errors) or _one_line(message)[-MOST_WORDS:]
             yield f"{one['name']} ended with exit code {code}" + (f": {words}" if words else "")
 
 
@@ -172,6 +174,12 @@ def short_name(pod: str, run: str) -> str:
     name = named[1] if named else rest
     index = re.fullmatch(r"(?:node-0-)?(\d+)", name)  # of a JobSet's pod, of a Job's
     return f"node-{index[1]}" if index else name
+
+
+def first_of(lines: Sequence[str]) -> str:
+    """Return the first of several errors in one line, and how many more there are; empty for none."""
+    told = list(dict.fromkeys(filter(None, map(_one_line, lines))))
+    return f"{told[0]} (and {len(told) - 1} more)" if told[1:] else "".join(told)
 
 
 def _one_line(text: str) -> str:

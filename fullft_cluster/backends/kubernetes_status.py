@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from fullft_cluster.backends.kubernetes_jobs import end_of, queue_of, queued
 from fullft_cluster.backends.kubernetes_objects import makers
-from fullft_cluster.backends.kubernetes_pods import pod_problems, short_name
+from fullft_cluster.backends.kubernetes_pods import first_of, pod_problems, short_name
 from fullft_cluster.backends.kubernetes_view import View, seconds
 from fullft_cluster.kubernetes_api import Json
 from fullft_cluster.plan import Plan
@@ -26,7 +26,7 @@ def kubernetes_status(view: View, now: float | None = None) -> Status:
     """Return what a run is doing."""
     moment = time.time() if now is None else now
     status = _published(view)
-    state, reason = _judged(view, status, moment)
+    state, reason = _judged(view, replace(status, reason=_first_error(status.reason, view.name)), moment)
     running = state == "running"
     beat = status.heartbeat_age_seconds
     if beat is not None and view.state_time is not None:
@@ -75,6 +75,12 @@ def _published(view: View) -> Status:
             export=None,
             attempts=view.attempts,
         )
+
+
+def _first_error(reason: str, name: str) -> str:
+    """Return a published reason as one line: of several errors, one a line, the first and where the others are."""
+    told = first_of(reason.splitlines())
+    return f"{told}; `logs {name} --backend kubernetes` shows all" if "\n" in reason.strip() else told
 
 
 def _steps(view: View) -> int | None:

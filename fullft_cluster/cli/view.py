@@ -50,6 +50,17 @@ def _console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=PIPED_WIDTH)
 
 
+def _print_table(table: Table, console: Console) -> None:
+    """Print a table; where it is not for a terminal, without the blanks that fill its last column."""
+    if console.is_terminal:
+        console.print(table)
+        return
+    with console.capture() as text:
+        console.print(table)
+    for line in text.get().splitlines():
+        click.echo(line.rstrip())
+
+
 def print_status(now: Status) -> None:
     """Print a run for people."""
     console = _console()
@@ -80,7 +91,7 @@ def _print_attempts(now: Status, console: Console) -> None:
         steps = f"{line.get('first_step') or '-'}..{line.get('last_step') or '-'}"
         cells = (line["attempt"], line["cause"], line["decision"], steps, duration(line.get("seconds_lost") or 0))
         table.add_row(*map(str, cells), Text(" ".join(line.get("nodes", ()))))
-    console.print(table)
+    _print_table(table, console)
     for line in now.attempts:
         message = str(line.get("message", ""))
         if message not in ("training finished", line["cause"].replace("_", " ")):
@@ -106,8 +117,8 @@ def print_runs(runs: Iterable[Status]) -> None:
     for run in runs:
         step = f"{run.step or 0}/{run.total_steps or '?'}"
         cells = (run.name, run.state, step, _number(run.loss, ".4f"), run.backend, run.job_id or "-", str(run.attempt))
-        table.add_row(*cells, Text(run.reason))
-    _console().print(table)
+        table.add_row(*cells, Text(" ".join(run.reason.split())))
+    _print_table(table, _console())
 
 
 def watch(read: Callable[[], Status], *, as_json: bool) -> Status:

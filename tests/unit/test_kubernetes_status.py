@@ -99,6 +99,20 @@ def test_a_preparation_that_failed_says_its_last_words() -> None:
     assert "logs example --backend kubernetes" in reason
 
 
+def test_several_errors_of_a_preparation_are_one_line_with_the_first() -> None:
+    errors = [f"data preparation: /shared/train.jsonl:{line}: no text. Write one." for line in (3, 5, 9)]
+    assert told(state=published("failed", reason="\n".join(errors)), pods=[]) == (
+        "failed",
+        f"{errors[0]} (and 2 more); `logs example --backend kubernetes` shows all",
+    )
+    assert told(state=published("failed", reason=errors[0] + "\n"), pods=[]) == ("failed", errors[0])
+    message = "\n".join(["Traceback no", *(f"error: train.jsonl:{line}: no text" for line in (3, 5, 5))])
+    end = {"terminated": {"exitCode": 2, "reason": "Error", "message": message}}
+    failed = pod("prepare", "prepare-x8zqp", "Failed", containerStatuses=[{"name": "prepare", "state": end}])
+    _, reason = told(prepare=job("Job", "example-prepare", "Failed"), pods=[failed])
+    assert "prepare ended with exit code 2: error: train.jsonl:3: no text (and 1 more). `logs" in reason
+
+
 def test_pods_that_wait_say_what_for_those_alike_once() -> None:
     waiting = [pod("worker", f"worker-{n}", "Pending", conditions=[LACKS]) for n in range(4)]
     state, reason = told(pods=[pod("supervisor", "supervisor-x8zqp"), *waiting])
