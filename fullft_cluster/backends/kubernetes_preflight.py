@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from fullft_cluster.backends.kubernetes_objects import kinds, path_of, words_of
 from fullft_cluster.backends.kubernetes_quota import quota_problems
-from fullft_cluster.backends.kubernetes_references import reference_notes, reference_problems
+from fullft_cluster.backends.kubernetes_references import doubt, find_namespace, reference_notes, reference_problems
 from fullft_cluster.config import KubernetesConfig
 from fullft_cluster.errors import FullftError, Problem, SchedulerError, UsageError
 from fullft_cluster.kubernetes_api import Api, ApiError, Forbidden, GroupNotFound, Json, NotFound, object_path
@@ -43,15 +43,20 @@ class Findings:
 def preflight(api: Api, objects: Sequence[Json], own: KubernetesConfig, nodes: int) -> Findings:
     """Return what is in the way of these objects. Raises ApiError when the server cannot be asked at all."""
     found = Findings()
-    problem, seen = _namespace(api, own.namespace)
-    if problem is not None:
-        found.usage.append(problem)
+    try:
+        namespace = find_namespace(api, own.namespace)
+    except UsageError as error:
+        found.usage += error.problems
+        return found
+    if namespace is not None and (namespace.get("status") or {}).get("phase") == "Terminating":
+        fix = "Wait until it is gone and create it anew, or name another."
+        found.usage.append(Problem("--namespace", f"the namespace {own.namespace!r} is being deleted", fix))
         return found
     wanted = kinds(objects)
     lacking = list(_not_served(api, [*wanted, *([api.kind("LocalQueue")] if own.queue else [])]))
     found.cluster += [group_problem(kind.group, kind.plural) for kind in lacking]
     permissions = _permissions(api, [kind for kind in wanted if kind not in lacking], own.namespace)
-    hint = "" if seen else f" Is there a namespace {own.namespace!r} at all?"
+    hint = doubt(own.namespace) if namespace is None else ""
     found.cluster += [Problem(one.where, one.what, one.fix + hint) for one in permissions]
     if found.cluster:  # what follows asks with these very permissions
         return found
@@ -63,20 +68,6 @@ def preflight(api: Api, objects: Sequence[Json], own: KubernetesConfig, nodes: i
     found.cluster += _quotas(api, objects, own)
     found.notes += reference_notes(api, own, nodes)
     return found
-
-
-def _namespace(api: Api, name: str) -> tuple[Problem | None, bool]:
-    """Return what is wrong with the namespace, and whether it could be looked at."""
-    try:
-        namespace = api.get(object_path("Namespace", None, name))
-    except NamespaceNotFound as error:
-        return error.problems[0], True
-    except Forbidden:
-        return None, False
-    if (namespace.get("status") or {}).get("phase") == "Terminating":
-        fix = "Wait until it is gone and create it anew, or name another."
-        return Problem("--namespace", f"the namespace {name!r} is being deleted", fix), True
-    return None, True
 
 
 def _not_served(api: Api, wanted: Sequence[Kind]) -> Iterator[Kind]:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fullft_cluster.config import KubernetesConfig
-from fullft_cluster.errors import Problem
+from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.kubernetes_api import Api, ApiError, Forbidden, Json, NotFound, object_path
+from fullft_cluster.kubernetes_api.failures import NamespaceNotFound
 from fullft_cluster.kubernetes_api.kinds import KINDS
 from fullft_cluster.kubernetes_api.transport import Request
 
@@ -42,6 +43,21 @@ def reference_problems(api: Api, own: KubernetesConfig, nodes: int, hidden: list
             hidden.append(f"{named.kind} {named.name!r} (kubernetes.{named.key})")
     if own.claim is not None:
         yield from _claim(api, own, own.claim, nodes)
+
+
+def find_namespace(api: Api, name: str) -> Json | None:
+    """Return a namespace, None where it may not be looked at. Raises UsageError when there is none of that name."""
+    try:
+        return api.get(object_path("Namespace", None, name))
+    except NamespaceNotFound as error:
+        raise UsageError(error.problems) from None
+    except Forbidden:
+        return None
+
+
+def doubt(namespace: str) -> str:
+    """Return what to ask where everything is forbidden in a namespace that may not be looked at."""
+    return f" Is there a namespace {namespace!r} at all?"
 
 
 def _named(own: KubernetesConfig) -> Iterator[Named]:

@@ -6,7 +6,7 @@ import contextlib
 import datetime
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ import msgspec
 
 from fullft_cluster.backends.kubernetes_jobs import end_of, queue_of
 from fullft_cluster.backends.kubernetes_objects import COMPONENT, INSTANCE, MANAGED, Names, makers
+from fullft_cluster.backends.kubernetes_references import doubt, find_namespace
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.kubernetes_api import Api, ApiError, Forbidden, Json, NotFound, object_path
@@ -79,10 +80,11 @@ class View:
 
 
 def read_view(api: Api, namespace: str, name: str) -> View:
-    """Return a run. Raises UsageError when there is none of that name, and for what is no name."""
+    """Return a run. Raises UsageError when there is none of that name, no such namespace, and for what is no name."""
     check_run_name(api, namespace, name)
     found = _read(api, namespace, f"{MANAGED},{INSTANCE}={name}")
     if name not in found:
+        find_namespace(api, namespace)  # a list in one that is not there is empty, no error
         known = ", ".join(sorted(_read_names(api, namespace))[:20]) or "none"
         what = f"no such run in namespace {namespace} of {api.context or 'this cluster'} (there: {known})"
         raise UsageError(
@@ -104,9 +106,11 @@ def check_run_name(api: Api, namespace: str, name: str) -> None:
 
 
 def read_views(api: Api, namespace: str) -> list[View]:
-    """Return all runs of a namespace, newest first."""
+    """Return all runs of a namespace, newest first. Raises UsageError when there is no such namespace."""
     details = _Details(api, namespace)
     found = [_with_details(details, view) for view in _read(api, namespace, MANAGED).values()]
+    if not found:
+        find_namespace(api, namespace)
     return sorted(found, key=lambda view: view.created, reverse=True)
 
 
@@ -119,7 +123,17 @@ run_names = _read_names
 
 
 def _read(api: Api, namespace: str, selector: str) -> dict[str, View]:
-    """Return the runs that a selector of labels finds, by name."""
+    """Return the runs that a selector of labels finds, by name. Raises ApiError; Forbidden asks for the namespace."""
+    try:
+        return _read_all(api, namespace, selector)
+    except Forbidden as error:
+        (problem,) = error.problems
+        if find_namespace(api, namespace) is None:
+            problem = replace(problem, fix=problem.fix + doubt(namespace))
+        raise Forbidden(problem, words=error.words, reason=error.reason, status=error.status) from None
+
+
+def _read_all(api: Api, namespace: str, selector: str) -> dict[str, View]:
     views: dict[str, View] = {}
 
     def view(obj: Json) -> View | None:

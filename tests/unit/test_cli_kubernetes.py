@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_api import kubeconfig
+from fake_api import Answer, Asked, FakeApi, kubeconfig, refusal
 from test_imports import WITHOUT, run_python
 
 ROW = '{"text": "Two nodes are better than one."}\n'
@@ -170,6 +170,26 @@ def test_data_on_a_volume_that_is_not_mounted_here(shell: Shell) -> None:
     mounted.mkdir()
     here = shell.job("--runs-dir", str(mounted), data=str(mounted / "rows.jsonl"))
     assert "rows.jsonl: no such file" in shell("render", *here, code=2).stderr
+
+
+def test_every_right_that_is_missing_is_told_at_once_whether_a_name_is_given_or_not(shell: Shell) -> None:
+    pytest.importorskip("kubernetes", reason="the kubernetes extra is not installed")
+
+    def nothing(asked: Asked) -> Answer:
+        if asked.path.endswith("selfsubjectaccessreviews"):
+            return Answer(201, {"status": {"allowed": False}})
+        return refusal(403, f'User "eve" cannot {asked.method.lower()} resource "{asked.path}"', "Forbidden")
+
+    fake = FakeApi(shell.directory)  # writes the kubeconfig
+    fake.answers = [nothing]
+    try:
+        for name in ([], ["--name", "mine"]):
+            told = shell("submit", *shell.job("--weights", "random", "-n", "nope", *name), code=4).stderr
+            assert "you may not, in namespace nope: get, create, patch, delete" in told
+            assert "pytorchjobs.kubeflow.org" in told and "networkpolicies.networking.k8s.io" in told
+            assert "Is there a namespace 'nope' at all?" in told
+    finally:
+        fake.close()
 
 
 def test_without_the_client_submit_says_which_extra_to_install(shell: Shell) -> None:

@@ -13,9 +13,9 @@ from kubernetes_scenarios import SCENARIOS, rendered
 pytest.importorskip("kubernetes", reason="the kubernetes extra is not installed")
 
 from fullft_cluster.backends.kubernetes_status import kubernetes_status
-from fullft_cluster.backends.kubernetes_view import read_view
+from fullft_cluster.backends.kubernetes_view import read_view, read_views
 from fullft_cluster.errors import UsageError
-from fullft_cluster.kubernetes_api import Api, Json
+from fullft_cluster.kubernetes_api import Api, Forbidden, Json
 
 CONFIG = rendered(SCENARIOS["processes"], "job")[0].files["config.yaml"]
 
@@ -100,6 +100,46 @@ def test_a_name_is_told_to_be_none_where_names_may_not_be_listed(fake: FakeApi, 
     fake.answers = [refusal(403, 'cannot list resource "configmaps"', "Forbidden")]
     with pytest.raises(UsageError, match=r"is not a run name\. Write r1\."):
         read_view(api, "nlp", "/shared/runs/r1")
+
+
+NO_LIST = refusal(403, 'User "eve" cannot list resource "configmaps" in API group ""', "Forbidden")
+NO_LOOK = refusal(403, 'User "eve" cannot get resource "namespaces" in API group ""', "Forbidden")
+NOWHERE = refusal(404, 'namespaces "nope" not found', "NotFound", name="nope", kind="namespaces")
+
+
+def in_namespace(namespace: Answer, lists: Answer | None = None) -> Callable[[Asked], Answer]:
+    empty = cluster()
+    return lambda asked: namespace if asked.path.endswith("/namespaces/nope") else lists or empty(asked)
+
+
+@pytest.mark.parametrize("read", [lambda api: read_view(api, "nope", "prio"), lambda api: read_views(api, "nope")])
+@pytest.mark.parametrize("lists", [None, NO_LIST])
+def test_a_namespace_that_is_not_there_is_told(
+    fake: FakeApi, api: Api, read: Callable[[Api], object], lists: Answer | None
+) -> None:
+    fake.answers = [in_namespace(NOWHERE, lists)]
+    with pytest.raises(UsageError, match="--namespace: there is no namespace 'nope'"):
+        read(api)
+
+
+@pytest.mark.parametrize("read", [lambda api: read_view(api, "nope", "prio"), lambda api: read_views(api, "nope")])
+def test_where_nothing_may_be_looked_at_the_namespace_is_asked_for(
+    fake: FakeApi, api: Api, read: Callable[[Api], object]
+) -> None:
+    fake.answers = [in_namespace(NO_LOOK, NO_LIST)]
+    with pytest.raises(Forbidden, match=r"may not list configmaps .*Is there a namespace 'nope' at all\?"):
+        read(api)
+    fake.answers = [in_namespace(Answer(200, {"metadata": {"name": "nope"}}), NO_LIST)]
+    with pytest.raises(Forbidden) as told:
+        read(api)
+    assert "at all" not in str(told.value)
+
+
+def test_a_namespace_without_runs(fake: FakeApi, api: Api) -> None:
+    fake.answers = [in_namespace(NO_LOOK)]
+    assert read_views(api, "nope") == []
+    with pytest.raises(UsageError, match="no such run in namespace nope"):
+        read_view(api, "nope", "prio")
 
 
 def test_events_are_not_asked_for_where_all_is_well(fake: FakeApi, api: Api) -> None:
