@@ -144,12 +144,8 @@ class KubernetesPlatform:
 
     def _look_at_job(self) -> None:
         """Raise RunFailedError when no pods will come any more; a training object that was deleted is a cancel."""
-        report = evidence.report(self.run.prepare_report)
-        if report.get("exit_code") == 2:
-            errors = report.get("errors") or ["it says no more"]
-            raise RunFailedError([Problem("data preparation", str(error)) for error in errors])
         if not self.run.data.is_file():
-            check_preparation(self.api, self.target)
+            check_preparation(self.api, self.target, self.run)
         job = job_or_none(self.api, self.target)
         if job is None:
             if self._job_seen:
@@ -240,14 +236,27 @@ class KubernetesPlatform:
         return True
 
 
-def check_preparation(api: Api, target: Target) -> None:
-    """Raise RunFailedError when the Job that prepares the data has failed for good."""
+def _preparation(api: Api, target: Target) -> Json:
+    """Return the Job that prepares the data; empty when there is none (any more), or while nobody answers."""
     try:
-        job = api.find(object_path("Job", target.namespace, f"{target.name}-prepare"))
+        return api.find(object_path("Job", target.namespace, f"{target.name}-prepare")) or {}
     except ApiError as error:
         log.warning("%s", error)
-        return
-    end = pod_state.end_of_job(job or {})
+        return {}
+
+
+def being_prepared(api: Api, target: Target) -> bool:
+    """Return whether the data is being prepared now, so that what the run directory says may be of a time before."""
+    job = _preparation(api, target)
+    return bool(job) and pod_state.end_of_job(job) is None
+
+
+def check_preparation(api: Api, target: Target, run: RunDir) -> None:
+    """Raise RunFailedError, with what it found, when the Job that prepares the data has failed for good."""
+    end = pod_state.end_of_job(_preparation(api, target))
     if end is not None and end[0] == "failed":
+        report = evidence.report(run.prepare_report)
+        if report.get("exit_code") == 2 and report.get("errors"):
+            raise RunFailedError([Problem("data preparation", str(error)) for error in report["errors"]])
         fix = f"Look at `kubectl logs job/{target.name}-prepare --all-containers`."
         raise RunFailedError(Problem("data preparation", f"job {target.name}-prepare has failed: {end[1]}", fix))

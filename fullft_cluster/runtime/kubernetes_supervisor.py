@@ -14,14 +14,14 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from fullft_cluster.errors import FullftError, RunFailedError
+from fullft_cluster.errors import FullftError, RunFailedError, UsageError
 from fullft_cluster.kubernetes_api import ApiError, connect
 from fullft_cluster.rundir import RunDir
 from fullft_cluster.runtime.desk import Desk
-from fullft_cluster.runtime.kubernetes_platform import KubernetesPlatform, check_preparation
+from fullft_cluster.runtime.kubernetes_platform import KubernetesPlatform, being_prepared, check_preparation
 from fullft_cluster.runtime.kubernetes_target import KINDS, Target
 from fullft_cluster.runtime.platform import SupersededError
-from fullft_cluster.runtime.pod import volume_words
+from fullft_cluster.runtime.pod import check_owner, volume_words
 from fullft_cluster.runtime.policy import EXIT_STOPPED
 from fullft_cluster.runtime.supervisor import Supervisor, log_to_stdout
 
@@ -35,19 +35,23 @@ def _leave(signum: int, frame: FrameType | None) -> None:
     raise SystemExit(EXIT_STOPPED)
 
 
-def supervise(run: RunDir, target: Target) -> int:
-    """Supervise one run until it is over; return the exit code of the pod."""
+def supervise(run: RunDir, target: Target, files: Path) -> int:
+    """Supervise one run until it is over; return the exit code of the pod. ``files``: the ConfigMap's, mounted."""
     api = connect()
     desk = Desk(run, target, api)
     try:
-        while not run.run.is_file():  # the preparation makes it
+        # The preparation makes the directory, or opens it again, and refuses that of another run.
+        while not run.run.is_file() or being_prepared(api, target):
             if desk.cancel_is_asked():
                 desk.say("cancelled", "cancelled by the user before it began")
                 return 0
-            check_preparation(api, target)
+            check_preparation(api, target, run)
             desk.tidy()
             time.sleep(POLL_SECONDS)
-    except RunFailedError as error:
+        check_owner(run, files)
+        if not run.data.is_file():
+            check_preparation(api, target, run)
+    except (RunFailedError, UsageError) as error:
         log.error("%s", error)
         desk.say("failed", str(error))
         return 0
@@ -68,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     """Supervise the run in RUN, whose objects are named in the arguments."""
     parser = argparse.ArgumentParser(prog="python -m fullft_cluster.runtime.kubernetes_supervisor", description=__doc__)
     parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--files", type=Path, required=True)
     parser.add_argument("--kind", choices=sorted(KINDS), required=True)
     parser.add_argument("--namespace", required=True)
     args = parser.parse_args(argv)
@@ -76,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(signum, _leave)
     run = RunDir(args.run)
     try:
-        return supervise(run, Target(name=run.name, namespace=args.namespace, kind=args.kind))
+        return supervise(run, Target(name=run.name, namespace=args.namespace, kind=args.kind), args.files)
     except SupersededError as error:
         log.error("%s", error)
         return EXIT_STOPPED

@@ -55,12 +55,22 @@ def make(run: RunDir, files: Path) -> None:
                 fsync_path(run.path.parent)
         finally:
             shutil.rmtree(work.path, ignore_errors=True)
-    different = [name for name, text in texts.items() if _bytes(run.path / name) != text]
+    check_owner(run, files)
+    if run.read_run().get("state") in ("failed", "cancelled"):
+        run.reopen(excluded_nodes=[])  # submitted again: it goes on
+    if _json(run.prepare_report).get("exit_code"):
+        run.prepare_report.unlink()  # of a preparation before this one: the nodes wait for this one's
+
+
+def check_owner(run: RunDir, files: Path) -> None:
+    """Raise UsageError when the run directory is another run's: its files are not those of this one's ConfigMap.
+
+    Two people who share a volume may choose one name in two namespaces, or one reuses a name after `delete`.
+    """
+    different = [name for name in FILES if _bytes(run.path / name) != _bytes(files / name)]
     if different:
         fix = "Give this run another --name, or delete what is there."
         raise UsageError(Problem(str(run.path), f"holds another run: {', '.join(different)} differ", fix))
-    if _json(run.prepare_report).get("exit_code"):
-        run.prepare_report.unlink()  # of a preparation before this one: the nodes wait for this one's
 
 
 def _bytes(path: Path) -> bytes | None:
@@ -101,11 +111,12 @@ def _json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def run_node(run: RunDir, node_rank: int, stopped_exit: int) -> int:
+def run_node(run: RunDir, files: Path, node_rank: int, stopped_exit: int) -> int:
     """Wait for the data, then be this node's agent; return the exit code of the container."""
     agent = Agent(run, node_rank, stopped_exit)
     agent.install_handlers()
     wait_for_data(run)
+    check_owner(run, files)
     nodes = Plan.from_json(run.plan.read_bytes()).nodes
     if node_rank >= nodes:
         raise UsageError(Problem("--node-rank", f"{node_rank} is not below the plan's {nodes} nodes"))
@@ -121,14 +132,14 @@ def volume_words(error: OSError) -> str:
     return str(error)
 
 
-def _node(run: RunDir, node_rank: int, stopped_exit: int) -> int:
+def _node(run: RunDir, files: Path, node_rank: int, stopped_exit: int) -> int:
     """Return the exit code of the agent, whatever happens to it.
 
     A fault of the volume or of ours must not look like the workers' own 1, with which a PyTorchJob is over: the pod is
     made anew, and how often that helps is the supervisor's to count.
     """
     try:
-        return run_node(run, node_rank, stopped_exit)
+        return run_node(run, files, node_rank, stopped_exit)
     except UsageError as error:
         print(error, file=sys.stderr)
         return EXIT_DO_NOT_REQUEUE
@@ -150,7 +161,7 @@ def main(argv: list[str] | None = None) -> int:
     maker, worker = commands.add_parser("make"), commands.add_parser("node")
     for command in (maker, worker):
         command.add_argument("--run", type=Path, required=True)
-    maker.add_argument("--files", type=Path, required=True)
+        command.add_argument("--files", type=Path, required=True, help="the ConfigMap's, where it is mounted")
     worker.add_argument("--node-rank", type=int, required=True)
     worker.add_argument(
         "--stopped-exit", type=int, default=EXIT_STOPPED, help="exit code of a pod that was told to leave"
@@ -158,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         if args.command == "node":
-            return _node(RunDir(args.run), args.node_rank, args.stopped_exit)
+            return _node(RunDir(args.run), args.files, args.node_rank, args.stopped_exit)
         make(RunDir(args.run), args.files)
         return 0
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import kube_crowd
 import pytest
@@ -14,6 +15,7 @@ from kube_run import SAVE_STEPS, STEPS, Place, Run
 pytestmark = pytest.mark.kubernetes
 
 KINDS = ("pytorchjob", "trainjob", "jobset", "job")
+GPU_NODES = ("gpu-0", "gpu-1", "gpu-2", "gpu-3")
 STAND = SAVE_STEPS + 2
 """The step at which a run is disturbed: past a checkpoint, so that what is lost can be told from what is kept."""
 
@@ -137,7 +139,7 @@ def test_a_lost_node_that_comes_back_is_not_used_again(
     run = place.apply(kind, namespace, f"returned-{kind}")
     run.frozen_at(1, STAND)
     used = [run.pod_of_node(rank)["spec"]["nodeName"] for rank in range(2)]
-    spare = sorted({"gpu-0", "gpu-1", "gpu-2", "gpu-3"} - set(used))
+    spare = sorted(set(GPU_NODES) - set(used))
     for node in spare:
         lab.cordon(node)
     lab.lose(used[1])
@@ -173,15 +175,33 @@ def test_a_run_that_kueue_preempts_resumes_when_there_is_room(
         same(run, undisturbed)
 
 
+def another_supervisor(run: Run, before: dict[str, Any]) -> dict[str, Any]:
+    """Wait until a supervisor runs that is not the one before, and return its pod."""
+
+    def found() -> list[dict[str, Any]]:
+        running = [pod for pod in run.pods("supervisor") if pod["status"]["phase"] == "Running"]
+        return [pod for pod in running if pod["metadata"]["uid"] != before["metadata"]["uid"]]
+
+    run.wait_for(found)
+    return found()[0]
+
+
 def test_the_budget_and_the_watch_outlive_the_supervisors_pod(
     lab: Lab, place: Place, undisturbed: Run, namespace: str
 ) -> None:
     run = place.apply("pytorchjob", namespace, "watched")
     run.frozen_at(1, STAND)
-    (before,) = run.pods("supervisor")
     pods = {pod["metadata"]["uid"] for pod in run.pods()}
+    for node in GPU_NODES:
+        lab.cordon(node)
+    (before,) = run.pods("supervisor")
     lab.evict(namespace, before["metadata"]["name"])
-    run.wait_for(lambda: [p for p in run.pods("supervisor") if p["metadata"]["uid"] != before["metadata"]["uid"]])
+    second = another_supervisor(run, before)
+    assert second["spec"]["nodeName"] == "cpu-0"
+    lab.lose("cpu-0")  # its pod is told to go, and will for ever be going
+    for node in GPU_NODES:
+        lab.cordon(node, cordoned=False)
+    another_supervisor(run, second)
     worker_killed(run)
     run.thaw()
     first = run.attempt_ended(1)

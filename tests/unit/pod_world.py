@@ -121,7 +121,7 @@ sys.exit(pod.main())
 def process(run: RunDir, *arguments: str, before: str = "") -> Iterator[subprocess.Popen[str]]:
     """The agent as a pod has it: a process that can be told to leave. `before`: a program that runs first in it."""
     command = [sys.executable, "-c", f"{before}\n{PROGRAM}", str(Path(__file__).parent), "node"]
-    command += ["--run", str(run.path), "--node-rank", "0", *arguments]
+    command += ["--run", str(run.path), "--files", str(run.path), "--node-rank", "0", *arguments]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=dict(os.environ))
     try:
         yield child

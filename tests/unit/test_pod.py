@@ -107,7 +107,7 @@ def test_the_wait_for_the_data(run: RunDir, files: Path) -> None:
     report(run, 2, ["train.jsonl:3: no text"])
     with pytest.raises(UsageError, match=r"train\.jsonl:3"):
         wait_for_data(run, seconds=60)
-    assert main(["node", "--run", str(run.path), "--node-rank", "0"]) == 93
+    assert main(["node", "--run", str(run.path), "--files", str(run.path), "--node-rank", "0"]) == 93
     make(run, files)  # a new preparation: the old one's word is no longer waited on
     with pytest.raises(RunFailedError):
         wait_for_data(run, seconds=0.03)
@@ -123,14 +123,14 @@ def test_nothing_waits_for_the_data_of_a_run_that_has_ended(
     run.update_run(state=state)
     with pytest.raises(UsageError, match=state):
         wait_for_data(run, seconds=60)
-    assert main(["node", "--run", str(run.path), "--node-rank", "0"]) == 93
+    assert main(["node", "--run", str(run.path), "--files", str(run.path), "--node-rank", "0"]) == 93
 
 
 def test_a_node_beyond_the_plan_is_refused(run: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
     prepared(run)
     handler = signal.getsignal(signal.SIGTERM)
     try:
-        assert main(["node", "--run", str(run.path), "--node-rank", "1"]) == 93
+        assert main(["node", "--run", str(run.path), "--files", str(run.path), "--node-rank", "1"]) == 93
     finally:
         signal.signal(signal.SIGTERM, handler)
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -142,10 +142,46 @@ def test_a_pod_that_waits_for_its_data_leaves_when_asked(run: RunDir, arguments:
     """The first process of a container ignores SIGTERM unless it has a handler of its own."""
     program = "import sys; from fullft_cluster.runtime import pod\n"
     program += "pod.wait_for_data = lambda run: [print('waits', flush=True), pod.time.sleep(600)]\nsys.exit(pod.main())"
-    command = [sys.executable, "-c", program, "node", "--run", str(run.path), "--node-rank", "0", *arguments]
+    command = [
+        sys.executable,
+        "-c",
+        program,
+        "node",
+        "--run",
+        str(run.path),
+        "--files",
+        str(run.path),
+        "--node-rank",
+        "0",
+        *arguments,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
     assert process.stdout is not None
     assert process.stdout.readline() == "waits\n"
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == code
     process.stdout.close()
+
+
+def test_a_node_of_another_run_leaves_a_directory_alone(
+    run: RunDir, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared(run)
+    (files / "config.yaml").write_text("name: another\n")
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        assert main(["node", "--run", str(run.path), "--files", str(files), "--node-rank", "0"]) == 93
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    assert "holds another run: config.yaml differ" in capsys.readouterr().err
+    assert not (run.path / "control" / "pods").exists(), "no ticket was laid"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("failed", "pending"), ("cancelled", "pending"), ("completed", "completed")]
+)
+def test_a_run_that_is_submitted_again_goes_on(run: RunDir, files: Path, before: str, after: str) -> None:
+    run.update_run(state=before, attempt=2, history={"failures": 3})
+    make(run, files)
+    assert (run.read_run()["state"], run.read_run()["attempt"]) == (after, 2)

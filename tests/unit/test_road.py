@@ -14,6 +14,8 @@ from fullft_cluster.config_load import resolve
 from fullft_cluster.errors import UsageError
 from fullft_cluster.model import load_model
 from fullft_cluster.road import Ready, to_job, to_plan
+from fullft_cluster.rundir import RunDir
+from fullft_cluster.runtime.pod import make
 
 
 @pytest.fixture
@@ -84,3 +86,54 @@ def test_a_current_directory_that_is_gone(data: Path, monkeypatch: pytest.Monkey
 def test_an_unknown_home(data: Path) -> None:
     with pytest.raises(UsageError, match=r"output\.runs_dir"):
         job(data, model="tiny", output__runs_dir="~no-such-user-here/runs")
+
+
+def on_kubernetes(data: Path, **flags: Any) -> Ready:
+    image = "registry.example.org/fullft-cluster:0.1.0"
+    return job(data, model="tiny", cluster="local", backend="kubernetes", kubernetes__image=image, **flags)
+
+
+def submitted(data: Path, **flags: Any) -> RunDir:
+    """The run directory as the pods make it, on a volume that is mounted here."""
+    ready, files = on_kubernetes(data, **flags), data.parent / "mounted"
+    files.mkdir(exist_ok=True)
+    for name, text in ready.rendered.files.items():
+        (files / name).write_text(text)
+    ready.run_dir.parent.mkdir(exist_ok=True)
+    make(RunDir(ready.run_dir), files)
+    return RunDir(ready.run_dir)
+
+
+@pytest.mark.parametrize("first", [{"name": "tiny-train"}, {}])
+def test_the_same_run_submitted_again_goes_on_in_its_directory(data: Path, first: dict[str, str]) -> None:
+    """After `delete`; its name was given or made the first time, which the comments of config.yaml tell apart."""
+    run = submitted(data, **first)
+    run.update_run(state="cancelled")
+    ready = on_kubernetes(data, name="tiny-train")
+    assert ready.run_dir == run.path
+    assert f"the run directory {run.path} is this very run's: it goes on from its newest checkpoint" in ready.notes
+    assert submitted(data, name="tiny-train").read_run()["state"] != "completed"  # the pods do not refuse it
+    assert on_kubernetes(data).job.name == "tiny-train-2", "without a name it is a new run"
+
+
+def test_the_directory_of_another_run_is_refused_with_a_way_out(data: Path) -> None:
+    run = submitted(data, name="b1")
+    with pytest.raises(UsageError) as refused:
+        on_kubernetes(data, name="b1", train__max_steps=7)
+    (problem,) = refused.value.problems
+    assert f"the run directory {run.path} exists, and is not this run's: config.yaml" in problem.what
+    assert problem.fix == "Choose another --name, or delete that directory, with its checkpoints."
+    run.update_run(state="completed")
+    with pytest.raises(UsageError, match="its run is completed"):
+        on_kubernetes(data, name="b1")
+
+
+@pytest.mark.parametrize(
+    ("backend", "way"), [("local", "or go on with it: `fullft-cluster resume b1`"), ("kubernetes", "or delete")]
+)
+def test_only_a_run_that_resume_finds_is_to_be_resumed(data: Path, backend: str, way: str) -> None:
+    there = data.parent / "runs" / "b1"
+    there.mkdir(parents=True)
+    (there / "run.json").write_text(json.dumps({"backend": backend}))
+    with pytest.raises(UsageError, match=f"the run directory {there} exists. Choose another name, {way}"):
+        job(data, model="tiny", name="b1")
