@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
@@ -21,14 +20,14 @@ from fullft_cluster.hub import fetch_config
 from fullft_cluster.inventory import Inventory, Site, sites
 from fullft_cluster.job import Job, make_job, prepare_time, slurm_attempt
 from fullft_cluster.kubernetes_job import kubernetes_notes
-from fullft_cluster.kubernetes_names import longest_name, object_name
 from fullft_cluster.measured import load_measured
 from fullft_cluster.model import ModelSpec, load_model
 from fullft_cluster.plan import Objective, Plan
 from fullft_cluster.planner import Data, make_plan
-from fullft_cluster.quoting import check_name, check_text
+from fullft_cluster.quoting import check_text
 from fullft_cluster.render import Rendered, render
 from fullft_cluster.rows import scan_rows
+from fullft_cluster.run_choice import choose_run_dir, goes_on, same_config
 from fullft_cluster.weights import Weights, check_same_model, find_weights
 
 
@@ -131,7 +130,7 @@ def to_job(
     problems = list(_not_to_submit(config))
     run_dir = None
     try:
-        run_dir = _run_dir(resolved, taken)
+        run_dir = choose_run_dir(config, taken)
     except UsageError as error:
         problems += error.problems
     try:
@@ -150,11 +149,14 @@ def to_job(
         slurm__prepare_time=prepare_time(config, planned.site),
     )
     job = make_job(final, planned.plan, run_dir, sys.executable, planned.site)
+    job = msgspec.structs.replace(job, config_yaml=same_config(run_dir, job.config_yaml))
+    rendered = render(job)
     if is_elsewhere(config, str(config.data.train)):
         said.append(f"data.train {config.data.train} is not seen from here: its rows are not known, and not checked")
     if job.kubernetes is not None:
         said += kubernetes_notes(final.config, final.cluster, job.plan.nodes)
-    return Ready(job, render(job), run_dir, (*planned.notes, *said))
+        said += goes_on(run_dir, rendered.files)
+    return Ready(job, rendered, run_dir, (*planned.notes, *said))
 
 
 def _not_to_submit(config: Config) -> Iterator[Problem]:
@@ -237,29 +239,3 @@ def _texts(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str
             yield from _texts(value, f"{prefix}{key}.")
         elif isinstance(value, str):
             yield f"{prefix}{key}", value
-
-
-def _run_dir(resolved: Resolved, taken: Container[str] = ()) -> Path:
-    """Return the run directory: the given name's, or the first free one of the name made of model and data.
-
-    Raises UsageError when the given name is no name or is taken.
-    """
-    config = resolved.config
-    runs_dir = Path(config.output.runs_dir)
-    if config.name is not None:
-        path = runs_dir / check_name(config.name)
-        if path.exists():
-            fix = f"Choose another name, or go on with it: `fullft-cluster resume {config.name}`."
-            raise UsageError(Problem("--name", f"the run directory {path} exists", fix))
-        return path
-    stem = Path(config.data.train or "data").stem
-    model = Path(config.model or "model")
-    shown = model.parent.name if model.name == "config.json" else model.name
-    base = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{shown}-{stem}").strip("-._")[:56].strip("-._") or "run"
-    if config.backend == "kubernetes":  # a run and its objects have one name
-        base = object_name(base, longest_name(config.kubernetes.kind, nodes=1000) - len("-999"))
-    candidates = [base, *(f"{base}-{number}" for number in range(2, 1000))]
-    for candidate in candidates:
-        if candidate not in taken and not (runs_dir / candidate).exists():
-            return runs_dir / check_name(candidate)
-    raise FullftError(Problem("--name", f"{runs_dir} holds a thousand runs of {base}", "Choose a name."))
