@@ -15,7 +15,7 @@ from fullft_cluster.backends.kubernetes_logs import Follower, Print, logs_of, or
 from fullft_cluster.backends.kubernetes_objects import Names, documents, path_of, words_of
 from fullft_cluster.backends.kubernetes_preflight import judged_by_server, preflight
 from fullft_cluster.backends.kubernetes_removal import GONE_SECONDS, claims_of, objects_of, pods_of, wait_until_gone
-from fullft_cluster.backends.kubernetes_status import is_running, kubernetes_status, request_of
+from fullft_cluster.backends.kubernetes_status import is_running, kubernetes_status
 from fullft_cluster.backends.kubernetes_submit import make_all
 from fullft_cluster.backends.kubernetes_view import View, read_view, read_views, run_names
 from fullft_cluster.config import Config
@@ -23,6 +23,8 @@ from fullft_cluster.errors import Problem, RunFailedError, UsageError
 from fullft_cluster.kubernetes_api import Api, Forbidden, Json, NotFound, object_path
 from fullft_cluster.kubernetes_names import is_label_value
 from fullft_cluster.status import ENDED, Status
+
+STOPPING = "It was asked to stop: wait until `status` says cancelled."
 
 Say = Callable[[str], None]
 
@@ -57,10 +59,7 @@ class KubernetesBackend:
         for note in found.notes:
             say(note)
         found.check()
-        judged, notes = judged_by_server(self.api, objects)
-        for note in notes:
-            say(note)
-        return objects, judged
+        return objects, judged_by_server(self.api, objects)
 
     def submit(self, name: str, objects: Sequence[Json], config: Config, say: Say) -> Submission:
         """Make the objects of a run, all or none."""
@@ -131,8 +130,7 @@ class KubernetesBackend:
             raise UsageError(Problem(name, "is completed", "Submit a new run to train further."))
         lost = view.supervisor is None or end_of(view.supervisor)[0] is not None
         if status.state not in ENDED and not lost:
-            stopping = request_of(view) == "cancel"
-            fix = "It was asked to stop: wait until `status` says cancelled." if stopping else "Cancel it first."
+            fix = STOPPING if _is_stopping(view) else "Cancel it first."
             raise UsageError(Problem(name, f"waits or runs in the cluster ({status.state})", fix))
         objects = self._again(view, status)
         for old in self._to_replace(view, objects):
@@ -193,16 +191,15 @@ class KubernetesBackend:
         What an earlier delete has left of a run is found without its ConfigMaps. Raises UsageError while the run is
         alive, unless ``now``, and when there is nothing (else) of that name.
         """
-        unknown, status = None, None
+        unknown, view = None, None
         try:
-            status = self.status(name)
+            view = self.view(name)
         except UsageError as error:
             if not is_label_value(name):
                 raise
             unknown = error
-        if status is not None and status.state not in ENDED and not now:
-            fix = f"`fullft-cluster cancel {name} {self.flags}` makes a checkpoint first; --now does not."
-            raise UsageError(Problem(name, f"is {status.state}", fix))
+        if view is not None and not now:
+            self._refuse_alive(view)
         found = list(objects_of(self.api, self.namespace, name, storage=storage))
         kept = [] if storage else claims_of(self.api, self.namespace, name)
         if unknown is not None and not found:
@@ -218,8 +215,22 @@ class KubernetesBackend:
             say(self._only_claims(name, kept).fix)
         return [words_of(obj) for obj in found]
 
+    def _refuse_alive(self, view: View) -> None:
+        """Raise UsageError while a run has not ended."""
+        status = kubernetes_status(view)
+        if status.state in ENDED:
+            return
+        first = f"`fullft-cluster cancel {view.name} {self.flags}` makes a checkpoint first."
+        fix = f"{STOPPING if _is_stopping(view) else first} `delete --now` deletes it without a checkpoint."
+        raise UsageError(Problem(view.name, f"is {status.state}", fix))
+
     def _only_claims(self, name: str, claims: Sequence[Json]) -> Problem:
         """Return what to say of claims that stay."""
         words = ", ".join(words_of(claim) for claim in claims)
         fix = f"`fullft-cluster delete {name} {self.flags} --storage` deletes {words}, with every checkpoint."
         return Problem(name, f"is deleted, but for {words}, which holds its run directory", fix)
+
+
+def _is_stopping(view: View) -> bool:
+    """Return whether the last that a run was asked for is to stop, heard by its supervisor or not yet."""
+    return bool(view.json("request").get("action") == "cancel")

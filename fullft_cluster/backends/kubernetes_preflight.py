@@ -130,21 +130,20 @@ def _quotas(api: Api, objects: Sequence[Json], own: KubernetesConfig) -> list[Pr
     return list(quota_problems(quotas, objects, has_default_limits=has_default, waits=own.queue is not None))
 
 
-def judged_by_server(api: Api, objects: Sequence[Json]) -> tuple[list[Json], list[str]]:
-    """Have the server and its webhooks judge objects without making them; return those judged, and what could not be.
+def judged_by_server(api: Api, objects: Sequence[Json]) -> list[Json]:
+    """Have the server and its webhooks judge objects without making them; return those that could be judged.
 
     Raises FullftError with everything that is refused. Some are refused only because what they refer to is not there
     yet, which a true apply makes before them: a TrainJob without its runtime, and, unless one may bind any role, a
     RoleBinding without its Role.
     """
-    findings, judged, notes = Findings(), [], []
+    findings, judged = Findings(), []
     before: set[tuple[str, str]] = set()
     for obj in objects:
         needed = _needs(obj)
-        waits = f"{words_of(obj)} cannot be judged before its {' '.join(needed)} is there" if needed in before else ""
+        waits = needed in before
         before.add((obj["kind"], obj["metadata"]["name"]))
         if waits and obj["kind"] == "TrainJob":
-            notes.append(waits)
             continue
         try:
             api.apply(obj, dry_run=True)
@@ -154,16 +153,21 @@ def judged_by_server(api: Api, objects: Sequence[Json]) -> tuple[list[Json], lis
         except NamespaceNotFound as error:
             findings.usage += error.problems
         except NotFound as error:
-            if waits:
-                notes.append(waits)
-            else:
+            if not waits:
                 findings.cluster += error.problems
         except ApiError as error:
             if error.status in {0, 401} or error.status >= 500:
                 raise
             findings.cluster += [_grant_needed(error, obj)]
     findings.check()
-    return judged, notes
+    return judged
+
+
+def not_judged(objects: Sequence[Json], judged: Sequence[Json]) -> Iterator[str]:
+    """Yield which objects could not be judged, and why: of interest where nothing is to be made."""
+    for obj in objects:
+        if obj not in judged:
+            yield f"{words_of(obj)} cannot be judged before its {' '.join(_needs(obj))} is there"
 
 
 def _needs(obj: Json) -> tuple[str, str]:

@@ -10,6 +10,7 @@ import click
 
 from fullft_cluster.backends.kubernetes import KubernetesBackend
 from fullft_cluster.backends.kubernetes_objects import words_of
+from fullft_cluster.backends.kubernetes_preflight import not_judged
 from fullft_cluster.cli.options import print_json, resolved_from, say
 from fullft_cluster.cli.planning import make_ready
 from fullft_cluster.config_load import read_config_text
@@ -31,6 +32,8 @@ def submit_to_cluster(options: dict[str, Any], *, as_json: bool, dry_run: bool) 
     manifests = [ready.rendered.files[part] for part in ready.rendered.parts]
     objects, judged = backend.check(manifests, config, ready.job.plan.nodes, say)
     if dry_run:
+        for note in not_judged(objects, judged):
+            say(note)
         _tell(ready.job.name, [words_of(obj) for obj in judged], as_json=as_json)
         return
     submission = backend.submit(ready.job.name, objects, config, say)

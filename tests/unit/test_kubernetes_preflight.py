@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from fake_api import Answer, Asked, FakeApi, api_of, refusal
+from kubernetes_scenarios import SCENARIOS, rendered
 
 pytest.importorskip("kubernetes", reason="the kubernetes extra is not installed")
 
-from fullft_cluster.backends.kubernetes_preflight import preflight
+from fullft_cluster.backends.kubernetes_objects import documents, words_of
+from fullft_cluster.backends.kubernetes_preflight import judged_by_server, not_judged, preflight
 from fullft_cluster.config import KubernetesConfig
 from fullft_cluster.kubernetes_api import Api
 
@@ -64,3 +66,23 @@ def test_what_may_not_be_looked_at_is_named(fake: FakeApi, api: Api) -> None:
         "not checked, since you may not look at it: Secret 'hub' (kubernetes.hf_token_secret), "
         "PriorityClass 'nope' (kubernetes.priority_class)"
     ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacking"),
+    [("job", ["Role example"]), ("trainjob", ["Role example", "TrainingRuntime example"])],
+)
+def test_what_a_dry_run_cannot_judge_because_of_the_order_is_told_apart(
+    fake: FakeApi, api: Api, kind: str, lacking: list[str]
+) -> None:
+    result, _ = rendered(SCENARIOS["processes"], kind)
+    objects = documents(result.files[part] for part in result.parts)
+    role = refusal(404, "not found", "NotFound", name="example", kind="roles")
+    fake.answers = [lambda asked: role if "/rolebindings/" in asked.path else Answer(200, asked.body)]
+    judged = judged_by_server(api, objects)
+    told = list(not_judged(objects, judged))
+    assert [one.partition(" before its ")[2] for one in told] == [f"{one} is there" for one in lacking]
+    assert len(judged) == len(objects) - len(lacking)
+    assert {words_of(one) for one in judged}.isdisjoint(one.partition(" ")[0] for one in told)
+    fake.answers = [lambda asked: Answer(200, asked.body)]
+    assert not list(not_judged(objects[:4], judged_by_server(api, objects[:4])))
