@@ -148,3 +148,30 @@ def test_the_commands_that_are_told_lead_to_the_cluster_that_was_given(run: Run)
     run.backend.context = "east 1"
     run.delete()
     assert "delete example --backend kubernetes --context 'east 1' --namespace default --storage" in run.said[-1]
+
+
+@pytest.mark.parametrize("heard", [False, True])
+def test_a_run_that_was_told_to_stop_is_to_be_waited_for(run: Run, heard: bool) -> None:
+    run.submit().publish("running", attempt=1)
+    run.end(PREPARE, "Complete")
+    run.backend.cancel("example", now=False)
+    state = run.cluster.objects[STATE]["data"]
+    state |= {"honoured": json.loads(state["request"])["id"]} if heard else {}
+    with pytest.raises(UsageError) as refused:
+        run.delete()
+    wait = "It was asked to stop: wait until `status` says cancelled."
+    assert refused.value.problems[0].fix == f"{wait} `delete --now` deletes it without a checkpoint."
+    with pytest.raises(UsageError) as refused:
+        run.resume()
+    assert refused.value.problems[0].fix == wait
+    assert JOB in run.cluster.objects
+
+
+def test_a_run_that_nobody_told_to_stop_is_to_be_cancelled(run: Run) -> None:
+    run.submit().publish("running", attempt=1)
+    run.end(PREPARE, "Complete")
+    with pytest.raises(UsageError) as refused:
+        run.delete()
+    cancel = f"`fullft-cluster cancel example {HERE}` makes a checkpoint first."
+    assert refused.value.problems[0].fix == f"{cancel} `delete --now` deletes it without a checkpoint."
+    assert run.delete(now=True) and run.cluster.objects == {}
