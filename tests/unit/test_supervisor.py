@@ -504,3 +504,47 @@ def test_on_slurm_and_here_no_worker_outlives_its_supervisor(run: RunDir, monkey
     monkeypatch.setenv("SLURM_JOB_NODELIST", "node1")
     assert LocalPlatform().running(run, 1) is None
     assert SlurmPlatform().running(run, 1) is None
+
+
+# --- a supervisor that ended between the line of an attempt and run.json
+def unheard(run: RunDir, attempt: int = 1) -> None:
+    """Put run.json back to where it stood before the attempt was concluded."""
+    run.update_run(state="running", attempt=attempt, restarts=0, history={}, excluded_nodes=[], ended=None)
+
+
+def test_a_failure_that_nobody_heard_of_counts(run: RunDir) -> None:
+    supervise(run, Script(run, ends(1, 1), here=False))
+    unheard(run)
+    _, attempts, state = supervise(run, Script(run, ends(1, 1), here=False))
+    assert [line["cause"] for line in attempts] == ["crash", "crash"]
+    assert (state["history"]["failures"], state["restarts"]) == (2, 2)
+
+
+def test_a_lost_node_that_nobody_heard_of_is_excluded(run: RunDir) -> None:
+    platform = Script(run, ends(1, -9), here=False)
+    platform.life, platform.down = "NODE_FAIL", NODES
+    supervise(run, platform)
+    unheard(run)
+    _, _, state = supervise(run, Script(run, ends(0, 0, kind="done")))
+    assert state["excluded_nodes"] == ["node1"] and state["state"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("codes", "kind", "code", "state"), [((0, 0), "done", 0, "completed"), ((93, 1), "config", 1, "failed")]
+)
+def test_an_end_that_nobody_heard_of_is_the_end(
+    run: RunDir, codes: tuple[int, int], kind: str, code: int, state: str
+) -> None:
+    supervise(run, Script(run, ends(*codes, kind=kind)))
+    unheard(run)
+    assert supervise(run, Script(run))[0] == code, "no attempt is made: there is none that Script could make"
+    assert run.read_run()["state"] == state and run.read_run()["ended"]
+
+
+def test_an_attempt_that_was_numbered_and_never_opened_gives_its_number_back(run: RunDir) -> None:
+    opened(run)
+    platform = Script(run, ends(0, 0, kind="done"))
+    platform.opened = False
+    _, attempts, state = supervise(run, platform)
+    assert [(line["attempt"], line["cause"]) for line in attempts] == [(1, "done")]
+    assert state["history"].get("failures", 0) == 0
