@@ -14,7 +14,14 @@ from fullft_cluster.backends.kubernetes_jobs import end_of
 from fullft_cluster.backends.kubernetes_logs import Follower, Print, logs_of, ordered, read_log
 from fullft_cluster.backends.kubernetes_objects import Names, documents, path_of, words_of
 from fullft_cluster.backends.kubernetes_preflight import judged_by_server, preflight
-from fullft_cluster.backends.kubernetes_removal import GONE_SECONDS, claims_of, objects_of, pods_of, wait_until_gone
+from fullft_cluster.backends.kubernetes_removal import (
+    CLAIM,
+    GONE_SECONDS,
+    claims_of,
+    objects_of,
+    pods_of,
+    wait_until_gone,
+)
 from fullft_cluster.backends.kubernetes_status import is_running, kubernetes_status
 from fullft_cluster.backends.kubernetes_submit import make_all
 from fullft_cluster.backends.kubernetes_view import View, read_view, read_views, run_names
@@ -211,9 +218,17 @@ class KubernetesBackend:
         left = wait_until_gone(self.api, [*found, *pods])
         if left:
             say(f"still stopping: {', '.join(words_of(obj) for obj in left)}")
-        if kept:
-            say(self._only_claims(name, kept).fix)
+        for words in self._what_stays(view, name, found, kept):
+            say(words)
         return [words_of(obj) for obj in found]
+
+    def _what_stays(self, view: View | None, name: str, found: Sequence[Json], kept: Sequence[Json]) -> Iterator[str]:
+        """Yield where the checkpoints are that a delete has left, and how they are deleted."""
+        run_dir = kubernetes_status(view).run_dir if view is not None else ""
+        if run_dir and not any(obj["kind"] == CLAIM for obj in found):
+            yield f"the run directory {run_dir} stays on its volume, with every checkpoint and the export"
+        if kept:
+            yield self._only_claims(name, kept).fix
 
     def _refuse_alive(self, view: View) -> None:
         """Raise UsageError while a run has not ended."""

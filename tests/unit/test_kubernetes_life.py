@@ -133,7 +133,7 @@ def test_a_claim_that_goes_too_is_not_told_to_stay(run: Run) -> None:
     run.submit("own-claim").publish("completed", attempt=1)
     assert "persistentvolumeclaims/example-run" in run.delete(storage=True)
     assert run.cluster.objects == {}
-    assert not any("--storage" in words for words in run.said)
+    assert not any("--storage" in words or "stays" in words for words in run.said)
 
 
 def test_what_is_left_without_its_config_maps_is_deleted(run: Run) -> None:
@@ -175,3 +175,11 @@ def test_a_run_that_nobody_told_to_stop_is_to_be_cancelled(run: Run) -> None:
     cancel = f"`fullft-cluster cancel example {HERE}` makes a checkpoint first."
     assert refused.value.problems[0].fix == f"{cancel} `delete --now` deletes it without a checkpoint."
     assert run.delete(now=True) and run.cluster.objects == {}
+
+
+@pytest.mark.parametrize("scenario", ["host-path", "own-claim"])
+def test_a_delete_says_where_the_checkpoints_are(run: Run, scenario: str) -> None:
+    run.submit(scenario).publish("completed", attempt=1)
+    run.delete()
+    stays = "the run directory /shared/runs/example stays on its volume, with every checkpoint and the export"
+    assert stays in run.said
