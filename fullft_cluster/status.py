@@ -6,6 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import msgspec
+
+from fullft_cluster.config import Config
 from fullft_cluster.plan import Frozen, Plan
 from fullft_cluster.rundir import RunDir, read_lines
 from fullft_cluster.runtime import evidence
@@ -15,6 +18,8 @@ State = Literal["preparing", "pending", "running", "requeued", "completed", "fai
 SupervisorState = Literal["alive", "gone", "elsewhere"]
 """Of a local run: on this host, nowhere, or on a host that cannot be asked from here."""
 ENDED: frozenset[str] = frozenset({"completed", "failed", "cancelled"})
+STOPPING = "stopping after a checkpoint"
+"""How the reason of a run begins that has heard of its stop."""
 
 
 class Status(Frozen, frozen=True):
@@ -59,13 +64,14 @@ def read_status(run: RunDir, live: Live, *, supervisor: SupervisorState = "alive
     total = last.get("total_steps") or state.get("total_steps") or _planned_steps(run)
     name, reason = _state(run, state, live, supervisor)
     if name == "running" and run.stop_reason() is not None:
-        reason = f"stopping after a checkpoint: {run.stop_reason()}"
+        reason = f"{STOPPING}: {run.stop_reason()}"
     running = name == "running"
     heartbeats = [beat for beat in evidence.heartbeats(run) if running]
     newest = max(heartbeats, key=lambda beat: float(beat["time"]), default={})
     young = newest.get("time", 0.0) < state.get("attempt_started", 0.0)  # the beats are those of the attempt before
     phase = ("load" if young else newest.get("phase")) if running else None
     step = last.get("step")
+    job_id, prepare_job_id = _job_ids(run, state)
     # While an attempt loads, speed and time left are those of the one before: not shown as if they were live.
     live_figures = last if not running or last.get("attempt") == state.get("attempt") else {}
     moment = time.time() if now is None else now
@@ -75,8 +81,8 @@ def read_status(run: RunDir, live: Live, *, supervisor: SupervisorState = "alive
         backend=str(state.get("backend", "unknown")),
         state=name,
         reason=reason,
-        job_id=state.get("job_id"),
-        prepare_job_id=state.get("prepare_job_id"),
+        job_id=job_id,
+        prepare_job_id=prepare_job_id,
         attempt=state.get("attempt", 0),
         restarts=state.get("restarts", 0),
         nodes=list(state.get("nodes", ())) if running else [],
@@ -93,6 +99,17 @@ def read_status(run: RunDir, live: Live, *, supervisor: SupervisorState = "alive
         export=str(run.export) if (run.export / "config.json").is_file() else None,
         attempts=attempts,
     )
+
+
+def _job_ids(run: RunDir, state: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Return what the scheduler calls the training and its preparation; on Kubernetes their names follow the run's."""
+    if state.get("backend") != "kubernetes":
+        return state.get("job_id"), state.get("prepare_job_id")
+    try:
+        kind = msgspec.yaml.decode(run.config.read_bytes(), type=Config).kubernetes.kind
+    except (OSError, msgspec.MsgspecError):  # of another version
+        kind = "job"
+    return f"{kind}/{run.name}", f"job/{run.name}-prepare"
 
 
 def _state(run: RunDir, state: Mapping[str, Any], live: Live, supervisor: SupervisorState) -> tuple[State, str]:

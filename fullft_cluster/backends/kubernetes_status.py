@@ -15,7 +15,7 @@ from fullft_cluster.backends.kubernetes_view import View, seconds
 from fullft_cluster.kubernetes_api import Json
 from fullft_cluster.plan import Plan
 from fullft_cluster.runtime.pod_state import suspended
-from fullft_cluster.status import ENDED, State, Status
+from fullft_cluster.status import ENDED, STOPPING, State, Status
 
 MOST_REASONS = 3
 GRACE_SECONDS = 30.0
@@ -105,6 +105,7 @@ def _judged(view: View, status: Status, now: float) -> tuple[State, str]:
         return ("pending", wish) if asked == "resume" else ("failed", what)
     again: State = "requeued" if status.attempt else "pending"
     said = "" if asked == "resume" else status.reason  # of an end that is over
+    wish = "" if asked == "cancel" and said.startswith(STOPPING) else wish  # it is being done
     if queue_of(view.training) and suspended(view.training):
         return again, _joined([wish, queued(view.training, view.workloads)])
     problems = [*_waiting(view, view.training), *_supervisor(view, now)]
@@ -113,6 +114,8 @@ def _judged(view: View, status: Status, now: float) -> tuple[State, str]:
         return _after_the_end(view, end, words, problems)
     workers = view.of("worker")
     if workers and all(is_running(pod) for pod in workers):
+        if not status.attempt and status.state in ("preparing", "pending"):
+            return "pending", _joined([wish, *(problems or ["its pods have started, and its first attempt soon does"])])
         state: State = "running" if status.state in ENDED | {"preparing", "pending"} else status.state
         return state, _joined([wish, said if status.state == state else "", *problems])
     if suspended(view.training):

@@ -168,12 +168,21 @@ def request(action: str, number: str = "1", honoured: str | None = None, **more:
 
 def test_what_was_asked_for_and_not_yet_answered() -> None:
     assert told(state=published("running") | request("cancel")) == ("running", "asked to stop after a checkpoint")
+    stopping = "stopping after a checkpoint: cancelled"
+    assert told(state=published("running", reason=stopping) | request("cancel")) == ("running", stopping)
     assert told(state=published("running") | request("cancel", honoured="1"))[1] == ""
     assert told(state=request("cancel"), training=None, pods=[]) == ("cancelled", "cancelled by the user")
     ended = published("failed", reason="oom")
     state, reason = told(state=ended | request("resume"), pods=[])
     assert (state, reason) == ("requeued", "resumed; its supervisor has no pod")
     assert told(state=ended | request("resume", honoured="1"), pods=[]) == ("failed", "oom")
+
+
+def test_pods_without_an_attempt_do_not_run_yet() -> None:
+    state, reason = told(state=published("preparing", attempt=0))
+    assert state == "pending" and "its first attempt soon does" in reason
+    assert told() == (state, reason)
+    assert told(state=published("running", attempt=1)) == ("running", "")
 
 
 def test_a_training_object_that_is_gone_or_has_ended_without_a_word_of_the_supervisor() -> None:

@@ -100,6 +100,16 @@ def test_a_cancel_under_way_is_said(run: RunDir) -> None:
     assert "stopping" in read_status(run, job("RUNNING")).reason
 
 
+def test_a_run_on_kubernetes_has_the_names_of_its_objects(run: RunDir) -> None:
+    """In a directory of runs it is listed with the same job as in its cluster."""
+    run.update_run(backend="kubernetes", state="running", job_id=None, prepare_job_id=None)
+    run.config.write_text("kubernetes: {kind: jobset}\n")
+    status = read_status(run, {})
+    assert (status.job_id, status.prepare_job_id) == ("jobset/run", "job/run-prepare")
+    run.config.write_text("kubernetes: {kind: of another version}\n")
+    assert read_status(run, {}).job_id == "job/run"
+
+
 def test_a_local_run_whose_supervisor_is_gone(run: RunDir) -> None:
     run.update_run(backend="local", state="running", pid=os.getpid(), host=os.uname().nodename)
     assert supervisor(run) == "gone", "a reused pid is not the supervisor"
