@@ -8,6 +8,8 @@ import signal
 import subprocess
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from scripted import NODES, Script, endless, ends, quick, scripted_run, supervise
