@@ -49,7 +49,7 @@ class KubernetesBackend:
     def flags(self) -> str:
         """Return the options that lead another command to the same place."""
         context = "" if self.context is None else f" --context {shlex.quote(self.context)}"
-        return f"--backend kubernetes{context} --namespace {self.namespace}"
+        return f"--backend kubernetes{context} --namespace {shlex.quote(self.namespace)}"
 
     # --- to submit
     def names(self) -> set[str]:

@@ -13,7 +13,6 @@ from fullft_cluster.cli.target import (
     WHERE,
     ClusterTarget,
     cluster_backend,
-    cluster_flags,
     find_target,
     in_cluster,
     where_options,
@@ -162,7 +161,7 @@ def _pod_logs(name: str, where: dict[str, Any], options: dict[str, Any]) -> None
     if options["follow"]:
         follow_pods(backend, name, tail=options["lines"], as_json=options["as_json"])
     elif not print_pods(backend, name, options):
-        hint = f"`fullft-cluster status {name} {cluster_flags(where)}` says what it waits for; --follow waits as well."
+        hint = f"`fullft-cluster status {name} {backend.flags}` says what it waits for; --follow waits as well."
         raise UsageError(Problem(name, "has no logs: none of its pods has started", hint))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -93,8 +92,6 @@ class ClusterTarget:
 
     backend: KubernetesBackend
     name: str
-    flags: str
-    """What the user gave to name the cluster."""
 
     def status(self) -> Status:
         """Return what it is doing."""
@@ -111,7 +108,7 @@ class ClusterTarget:
     @property
     def status_command(self) -> str:
         """Return the command that shows it."""
-        return f"fullft-cluster status {self.name} {self.flags}"
+        return f"fullft-cluster status {self.name} {self.backend.flags}"
 
 
 def in_cluster(where: dict[str, Any]) -> bool:
@@ -131,12 +128,6 @@ def cluster_backend(where: dict[str, Any]) -> KubernetesBackend:
     return KubernetesBackend(connect(where.get("context")), where.get("namespace"), where.get("context"))
 
 
-def cluster_flags(where: dict[str, Any]) -> str:
-    """Return the options that lead another command to the same place."""
-    named = [f"--{key} {shlex.quote(str(where[key]))}" for key in ("context", "namespace") if where.get(key)]
-    return " ".join(["--backend kubernetes", *named])
-
-
 def find_target(name: str, runs_dir: str | None, where: dict[str, Any]) -> Target:
     """Return the run of that name. Raises UsageError when there is none."""
     if not in_cluster(where):
@@ -145,7 +136,7 @@ def find_target(name: str, runs_dir: str | None, where: dict[str, Any]) -> Targe
         if backend != "kubernetes":
             return DirectoryTarget(run, backend_of(backend))
         name, where = run.name, {**where, "namespace": _namespace(run)}  # its volume is mounted here as well
-    return ClusterTarget(cluster_backend(where), name, cluster_flags(where))
+    return ClusterTarget(cluster_backend(where), name)
 
 
 def _namespace(run: RunDir) -> str | None:

@@ -18,6 +18,7 @@ pytest.importorskip("kubernetes", reason="the kubernetes extra is not installed"
 from fullft_cluster.backends import kubernetes_removal
 from fullft_cluster.backends.kubernetes import KubernetesBackend
 from fullft_cluster.backends.kubernetes_objects import documents, path_of
+from fullft_cluster.cli.target import find_target
 from fullft_cluster.errors import UsageError
 from fullft_cluster.kubernetes_api import Json
 
@@ -183,3 +184,19 @@ def test_a_delete_says_where_the_checkpoints_are(run: Run, scenario: str) -> Non
     run.delete()
     stays = "the run directory /shared/runs/example stays on its volume, with every checkpoint and the export"
     assert stays in run.said
+
+
+@pytest.mark.parametrize(
+    ("given", "flags"),
+    [
+        ({}, "--namespace default"),
+        ({"namespace": "nlp"}, "--namespace nlp"),
+        ({"context": "there"}, "--context there --namespace elsewhere"),
+    ],
+)
+def test_a_run_that_was_resumed_is_followed_by_a_command_that_names_the_namespace(
+    run: Run, given: dict[str, str], flags: str
+) -> None:
+    """As after submit; the current context may be another one when it is pasted."""
+    target = find_target("example", None, {"backend": "kubernetes", "context": None, "namespace": None} | given)
+    assert target.status_command == f"fullft-cluster status example --backend kubernetes {flags}"
