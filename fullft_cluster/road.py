@@ -15,10 +15,11 @@ from fullft_cluster.config import Config
 from fullft_cluster.config_load import Resolved
 from fullft_cluster.config_paths import absolute, is_elsewhere
 from fullft_cluster.errors import DoesNotFitError, FullftError, Problem, UsageError
-from fullft_cluster.hardware import CPU, load_gpu
+from fullft_cluster.hardware import CPU, Cluster, load_gpu
 from fullft_cluster.hub import fetch_config
 from fullft_cluster.inventory import Inventory, Site, sites
 from fullft_cluster.job import Job, make_job, prepare_time, slurm_attempt
+from fullft_cluster.kubernetes_check import kubernetes_problems
 from fullft_cluster.kubernetes_job import kubernetes_notes
 from fullft_cluster.measured import load_measured
 from fullft_cluster.model import ModelSpec, load_model
@@ -29,6 +30,9 @@ from fullft_cluster.render import Rendered, render
 from fullft_cluster.rows import scan_rows
 from fullft_cluster.run_choice import choose_run_dir, goes_on, same_config
 from fullft_cluster.weights import Weights, check_same_model, find_weights
+
+STAND_IN = "run"
+"""The name of a run whose own is refused, so that all else that is wrong is found too."""
 
 
 @dataclass(frozen=True)
@@ -136,19 +140,17 @@ def to_job(
     try:
         planned = to_plan(resolved, inventory)
     except UsageError as error:
-        raise UsageError([*problems, *error.problems]) from None
+        raise UsageError([*problems, *error.problems, *_of_the_section(config, resolved.cluster)]) from None
     weights, said, wrong = _weights(planned, environ, must_exist=weights_must_exist)
     problems += wrong
+    place = run_dir or Path(config.output.runs_dir) / STAND_IN
+    final = _final(planned, weights, place.name)
+    try:
+        job = make_job(final, planned.plan, place, sys.executable, planned.site)
+    except UsageError as error:
+        raise UsageError([*problems, *error.problems]) from None
     if problems or run_dir is None:
         raise UsageError(problems)
-    model = _model_for_nodes(str(config.model), weights)
-    final = planned.resolved.changed(
-        model=model,
-        weights=weights.ref,
-        name=run_dir.name,
-        slurm__prepare_time=prepare_time(config, planned.site),
-    )
-    job = make_job(final, planned.plan, run_dir, sys.executable, planned.site)
     job = msgspec.structs.replace(job, config_yaml=same_config(run_dir, job.config_yaml))
     rendered = render(job)
     if is_elsewhere(config, str(config.data.train)):
@@ -157,6 +159,23 @@ def to_job(
         said += kubernetes_notes(final.config, final.cluster, job.plan.nodes)
         said += goes_on(run_dir, rendered.files)
     return Ready(job, rendered, run_dir, (*planned.notes, *said))
+
+
+def _final(planned: Planned, weights: Weights, name: str) -> Resolved:
+    """Return the configuration that the job carries: with what was found and chosen."""
+    config = planned.resolved.config
+    model = _model_for_nodes(str(config.model), weights)
+    limit = prepare_time(config, planned.site)
+    return planned.resolved.changed(model=model, weights=weights.ref, name=name, slurm__prepare_time=limit)
+
+
+def _of_the_section(config: Config, cluster: Cluster) -> list[Problem]:
+    """Return what is wrong with the section of the backend, where there is no plan to make a job of."""
+    if config.backend != "kubernetes":
+        return []
+    runs_dir = Path(config.output.runs_dir)
+    mount_path = config.kubernetes.mount_path or str(runs_dir)
+    return list(kubernetes_problems(config.kubernetes, cluster, runs_dir / STAND_IN, mount_path))
 
 
 def _not_to_submit(config: Config) -> Iterator[Problem]:

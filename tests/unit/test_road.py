@@ -137,3 +137,33 @@ def test_only_a_run_that_resume_finds_is_to_be_resumed(data: Path, backend: str,
     (there / "run.json").write_text(json.dumps({"backend": backend}))
     with pytest.raises(UsageError, match=f"the run directory {there} exists. Choose another name, {way}"):
         job(data, model="tiny", name="b1")
+
+
+@pytest.mark.parametrize("backend", ["kubernetes", "slurm"])
+def test_a_job_without_data_is_told_so_with_all_else(data: Path, backend: str) -> None:
+    flags: dict[str, Any] = {"data.train": None, "backend": backend, "weights": "random", "model": "65b"}
+    with pytest.raises(UsageError) as refused:
+        job(data, real=True, **flags)
+    told = {problem.where for problem in refused.value.problems}
+    assert told == {"data.train", "weights"} | ({"kubernetes.image"} if backend == "kubernetes" else set())
+
+
+ODD = {"name": "a b", "weights": "random"}
+"""A name that is none, and weights that 65b cannot have: it has no tokenizer of its own."""
+
+
+@pytest.mark.parametrize(
+    ("model", "wrong"),
+    [("65b", {"--name", "weights", "kubernetes.image"}), ("nope", {"--name", "model", "kubernetes.image"})],
+)
+def test_everything_wrong_with_a_job_for_kubernetes_is_told_at_once(data: Path, model: str, wrong: set[str]) -> None:
+    with pytest.raises(UsageError) as refused:
+        job(data, real=True, backend="kubernetes", model=model, kubernetes__gang="volcano", **ODD)
+    told = [problem.where for problem in refused.value.problems]
+    assert wrong == set(told) and len(told) == len(wrong)
+
+
+def test_everything_wrong_with_a_job_for_slurm_is_told_at_once(data: Path) -> None:
+    with pytest.raises(UsageError) as refused:
+        job(data, real=True, model="65b", slurm__mem="much", **ODD)
+    assert {"--name", "weights", "slurm.mem"} == {problem.where for problem in refused.value.problems}
