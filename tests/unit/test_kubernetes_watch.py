@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from fake_api import Answer, Asked, FakeApi, Lost, Stream, api_of, refusal
+from kubernetes_scenarios import KINDS, SCENARIOS, rendered
 
 pytest.importorskip("kubernetes", reason="the kubernetes extra is not installed")
 
-from fullft_cluster.backends.kubernetes_logs import Follower, Log, follow_log, logs_of
+from fullft_cluster.backends.kubernetes_logs import INIT, Follower, Log, follow_log, logs_of
 from fullft_cluster.kubernetes_api import Api, ApiError, Forbidden, Watched, object_path
 from fullft_cluster.kubernetes_api.watched import watch
 
@@ -204,6 +207,8 @@ def test_pods_that_take_the_place_of_others_are_followed_too(fake: FakeApi, api:
     read: list[str] = []
 
     def answer(asked: Asked) -> Any:
+        if asked.path.endswith("/log") and "follow" not in asked.query:
+            return Answer(200, b"")  # nothing was said before
         if asked.path.endswith("/log"):
             read.append(asked.path)
             return Stream((second(len(read), f"life {len(read)}"),))
@@ -215,6 +220,53 @@ def test_pods_that_take_the_place_of_others_are_followed_too(fake: FakeApi, api:
     lines: list[tuple[str, str]] = []
     Follower(api, "ml", "x", lambda *line: lines.append(line)).follow(lambda: len(lines) == 2, tail=5)
     assert lines == [("master-0", "life 1"), ("master-0", "life 2")]
+
+
+def test_what_was_said_before_is_told_in_the_order_of_time_and_what_follows_once(fake: FakeApi, api: Api) -> None:
+    done, runs = status("terminated"), status("running", uid="v")
+    done["metadata"]["name"], runs["metadata"]["name"] = "x-master-0", "x-worker-0"
+    runs["metadata"]["resourceVersion"] = "2"
+    said = {
+        "x-master-0": [second(1, "a first"), "unable to retrieve more", second(4, "a last")],
+        "x-worker-0": [second(2, "b first"), second(3, "b second")],
+    }
+    more = [second(3, "b second"), second(5, "b third")]
+    lines: list[tuple[str, str]] = []
+
+    def answer(asked: Asked) -> Any:
+        name = asked.path.removesuffix("/log").rpartition("/")[2]
+        if not asked.path.endswith("/log"):
+            return Stream(()) if "watch" in asked.query else Answer(404, {}) if name != "pods" else both
+        if "follow" in asked.query:
+            assert name == "x-worker-0", "nothing follows what has ended"
+            return Stream(tuple(more))
+        return Answer(200, "".join(f"{line}\n" for line in said[name]).encode())
+
+    both = listed(runs, done, version=3)
+    fake.answers = [answer]
+    Follower(api, "ml", "x", lambda *line: lines.append(line)).follow(lambda: len(lines) == 6, tail=5)
+    a, b = "master-0", "worker-0"
+    first = [(a, "a first"), (a, "unable to retrieve more"), (b, "b first"), (b, "b second"), (a, "a last")]
+    assert lines == [*first, (b, "b third")]
+    (since,) = {one.query.get("sinceTime") for one in fake.asked if "follow" in one.query}
+    assert since == "2026-01-05T10:00:03Z"
+
+
+def test_a_past_that_cannot_be_read_is_told_by_who_follows(fake: FakeApi, api: Api) -> None:
+    no = refusal(403, 'User "eve" cannot get resource "pods/log" in API group ""', "Forbidden")
+    runs = listed(status("running"), version=1)
+    fake.answers = [lambda asked: no if asked.path.endswith("/log") else Stream(()) if "watch" in asked.query else runs]
+    with pytest.raises(ApiError, match="may not get pods/log"):
+        Follower(api, "ml", "x", lambda *line: None).follow(lambda: False, tail=5)
+
+
+def test_our_own_init_containers_have_logs_and_an_operators_have_none() -> None:
+    begun: dict[str, Any] = {"terminated": {}}
+    waiting = status("waiting")
+    waiting["status"]["initContainerStatuses"] = [{"name": name, "state": begun} for name in ("init-pytorch", *INIT)]
+    assert [log.name for log in logs_of(waiting, "x")] == [f"master-0/{name}" for name in INIT]
+    made = [one for kind in KINDS for one in yaml.safe_load_all(rendered(SCENARIOS["four-nodes"], kind)[0].script)]
+    assert set(re.findall(r"'initContainers': \[\{'name': '([^']*)'", str(made))) == INIT
 
 
 def test_only_containers_that_have_begun_have_logs() -> None:
