@@ -108,9 +108,16 @@ def _taken(api: Api, objects: Sequence[Json], namespace: str) -> list[Problem]:
     """Return the objects that are there already: a run of that name, or somebody else's."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
         there = list(pool.map(lambda obj: api.exists(path_of(obj)), objects))
-    found = [words_of(obj) for obj, is_there in zip(objects, there, strict=True) if is_there]
+    taken = [obj for obj, is_there in zip(objects, there, strict=True) if is_there]
+    found = [words_of(obj) for obj in taken]
     if not found:
         return []
+    if all(obj["kind"] == "PersistentVolumeClaim" for obj in taken):
+        name = taken[0]["metadata"]["labels"]["app.kubernetes.io/instance"]
+        fix = f"`fullft-cluster delete {name} --backend kubernetes --namespace {namespace} --storage` deletes it, with every"
+        fix += " checkpoint in it; or choose another --name."
+        what = f"is taken in namespace {namespace}: {found[0]} is left of a run that was deleted"
+        return [Problem("--name", what, fix)]
     few = ", ".join(found[:2]) + (f" and {len(found) - 2} more" if len(found) > 2 else "")
     fix = f"Choose another --name. `fullft-cluster list --backend kubernetes --namespace {namespace}` shows the runs."
     return [Problem("--name", f"is taken in namespace {namespace}: there is {few}", fix)]
