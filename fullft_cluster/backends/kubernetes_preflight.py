@@ -114,8 +114,8 @@ def _taken(api: Api, objects: Sequence[Json], namespace: str) -> list[Problem]:
         return []
     if all(obj["kind"] == "PersistentVolumeClaim" for obj in taken):
         name = taken[0]["metadata"]["labels"]["app.kubernetes.io/instance"]
-        fix = f"`fullft-cluster delete {name} --backend kubernetes --namespace {namespace} --storage` deletes it, with every"
-        fix += " checkpoint in it; or choose another --name."
+        fix = f"`fullft-cluster delete {name} --backend kubernetes --namespace {namespace} --storage` deletes it, with"
+        fix += " every checkpoint in it; or choose another --name."
         what = f"is taken in namespace {namespace}: {found[0]} is left of a run that was deleted"
         return [Problem("--name", what, fix)]
     few = ", ".join(found[:2]) + (f" and {len(found) - 2} more" if len(found) > 2 else "")
