@@ -36,7 +36,7 @@ class Desk:
     def __init__(self, run: RunDir, target: Target, api: Api) -> None:
         self.run, self.target, self.api = run, target, api
         self._over = threading.Event()
-        self._tidied = time.monotonic()
+        self._tidied = float("-inf")
         self._published: dict[str, str] = {}
         self._thread = threading.Thread(target=self._serve, name="desk", daemon=True)
 
@@ -48,6 +48,7 @@ class Desk:
         """Publish the last state."""
         self._over.set()
         self._thread.join(timeout=60)
+        self._tidied = float("-inf")
         self._turn()
 
     def resume_if_asked(self) -> None:
@@ -69,7 +70,7 @@ class Desk:
         self._tidied = time.monotonic()
         for component in ("supervisor", "prepare"):
             for pod in self.api.list(self.target.pods_path, self.target.selector(component)):
-                if pod_state.overdue(pod):
+                if pod_state.overdue(pod) or pod_state.abandoned(pod):
                     release(self.api, self.target, pod)
 
     def say(self, state: str, reason: str) -> None:

@@ -51,6 +51,11 @@ def overdue(pod: Json) -> bool:
     return time.time() - due > OVERDUE_SECONDS
 
 
+def abandoned(pod: Json) -> bool:
+    """Return whether the node controller has given a pod up, and its node does not answer."""
+    return leaving(pod) and end_of_pod(pod) == "NODE_FAIL" and not ready(pod) and not ended(pod)
+
+
 def _condition(obj: Json, kind: str) -> Json:
     conditions = obj.get("status", {}).get("conditions") or ()
     return next((one for one in conditions if one.get("type") == kind), {})
