@@ -20,7 +20,7 @@ test: setup  ## lint, then every test but the nightly ones (SLURM is installed w
 	@$(MAKE) --no-print-directory lint
 	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
-nightly: setup  ## the tests that take long: other SLURM versions, in roots of other Debians (root; debootstrap)
+nightly: setup  ## the tests that take long: other SLURM versions (root; debootstrap), every disturbance on Kubernetes
 	@scripts/setup.sh --nightly
 	@$(VENV)/bin/python -m pytest -m nightly $(PYTEST_ARGS)
 
