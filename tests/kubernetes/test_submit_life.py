@@ -11,7 +11,7 @@ import pytest
 from kube_cli import Shell, make_run, names, objects
 from kube_client import Client
 from kube_lab import Lab
-from kube_run import STEPS, Place
+from kube_run import STEPS, Place, Run
 
 from fullft_cluster.kubernetes_api import Api, connect
 from fullft_cluster.kubernetes_api.failures import Permission
@@ -158,15 +158,20 @@ def _api_of_account(lab: Lab, namespace: str, name: str, directory: Path) -> Api
         return connect()
 
 
-def test_from_submit_over_cancel_and_resume_to_the_end(lab: Lab, namespace: str, place: Place, tmp_path: Path) -> None:
+def test_from_submit_over_cancel_and_resume_to_the_end(
+    lab: Lab, namespace: str, place: Place, undisturbed: Run, tmp_path: Path
+) -> None:
     """A run that trains; each command by itself, with nothing but the API server between it and the run."""
     shell = Shell(tmp_path, lab.kubeconfig("user", namespace))
-    run = place.submit("job", namespace, "life")
+    run = place.submit("pytorchjob", namespace, "life")
     follow = shell.start("logs", "life", *HERE, "--follow", "--json")
     step = run.frozen_at(1, 2)
     now = json.loads(shell("status", "life", *HERE, "--json").stdout)
     assert (now["state"], now["attempt"], now["total_steps"]) == ("running", 1, STEPS)
     assert len(now["nodes"]) == 2
+    assert [(one["name"], one["state"]) for one in json.loads(shell("list", *HERE, "--json").stdout)] == [
+        ("life", "running")
+    ]
     assert "is running" in shell("delete", "life", *HERE, code=2).stderr
     assert "asked for a checkpoint and a stop" in shell("cancel", "life", *HERE).stderr
     run.thaw()
@@ -179,6 +184,8 @@ def test_from_submit_over_cancel_and_resume_to_the_end(lab: Lab, namespace: str,
     last = json.loads(shell("status", "life", *HERE, "--watch", "--json").stdout.splitlines()[-1])
     assert (last["state"], last["step"], last["attempt"]) == ("completed", STEPS, 2)
     assert last["attempts"][1]["first_step"] == ended["step"] + 1  # not a step twice
+    assert run.losses() == undisturbed.losses() and run.weights() == undisturbed.weights() != {}
+    run.ends_well()
     assert "is completed" in shell("resume", "life", *HERE, code=2).stderr
     logs = shell("logs", "life", *HERE, "--tail", "3").stdout
     assert "==> supervisor <==" in logs and "==> node-0 <==" in logs
