@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,9 @@ from fullft_cluster.kubernetes_api import Api, ApiError, Conflict, Json, Unreach
 SUBMISSION = "fullft-cluster/submission"
 """Annotation of NAME-state: which submit made it. Of two at the same time only one goes on, and a create that is
 repeated after a lost answer knows its own."""
+
+CACHE_SECONDS = 10.0
+"""How far behind a controller's view of the cluster may be."""
 
 Say = Callable[[str], None]
 
@@ -33,7 +37,7 @@ def make_all(api: Api, objects: Sequence[Json], run: str, say: Say) -> None:
                 interrupts.check()
                 if obj is not lock:
                     begun.append(obj)  # before it is sent: where the answer is lost, it may be there
-                api.apply(obj)
+                _apply(api, obj)
                 say(f"{words_of(obj)} made")
             interrupts.check()
     except BaseException as error:
@@ -46,6 +50,21 @@ def make_all(api: Api, objects: Sequence[Json], run: str, say: Say) -> None:
         if left:
             say(str(left_behind(left)))
         raise
+
+
+def _apply(api: Api, obj: Json) -> None:
+    """Apply an object; a TrainJob again for some seconds while its webhook has not seen the runtime made before it."""
+    deadline = time.monotonic() + CACHE_SECONDS
+    while True:
+        try:
+            api.apply(obj)
+        except ApiError as error:
+            late = obj["kind"] == "TrainJob" and "runtime" in error.words.lower()
+            if not late or time.monotonic() > deadline:
+                raise
+            api.sleep(0.5)
+        else:
+            return
 
 
 def _take_name(api: Api, lock: Json, begun: list[Json]) -> None:

@@ -100,6 +100,15 @@ def test_what_is_refused_takes_everything_else_back(cluster: Cluster, api: Api, 
     assert cluster.objects == {}
 
 
+def test_a_train_job_waits_until_its_webhook_has_seen_the_runtime(cluster: Cluster, api: Api) -> None:
+    """The runtime was made a moment ago, and the webhook asks a cache."""
+    wanted = objects("trainjob")
+    late = refusal(403, "admission webhook denied the request: TrainingRuntime example not found", "Forbidden")
+    cluster.before = once(late, lambda asked: asked.method == "PATCH" and "/trainjobs/" in asked.path)
+    make_all(api, wanted, "example", lambda text: None)
+    assert set(cluster.objects) == {path_of(obj) for obj in wanted}
+
+
 def test_what_cannot_be_taken_back_is_named_with_the_command(cluster: Cluster, api: Api) -> None:
     wanted = objects()
 
