@@ -186,6 +186,7 @@ def another_supervisor(run: Run, before: dict[str, Any]) -> dict[str, Any]:
     return found()[0]
 
 
+@pytest.mark.nightly
 def test_the_budget_and_the_watch_outlive_the_supervisors_pod(
     lab: Lab, place: Place, undisturbed: Run, namespace: str
 ) -> None:
