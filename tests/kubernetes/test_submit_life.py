@@ -179,7 +179,7 @@ def test_from_submit_over_cancel_and_resume_to_the_end(
     assert (ended["state"], ended["reason"]) == ("cancelled", "cancelled by the user")
     assert step <= ended["last_checkpoint_step"] == ended["step"] < STEPS
     assert ended["attempts"][0]["cause"] == "cancelled"
-    assert _logs(follow) >= {"prepare", "supervisor", "node-0", "node-1"}
+    assert _logs(follow) >= {"prepare", "supervisor", "master-0", "worker-0"}
     assert shell("resume", "life", *HERE).stdout == "life\n"
     last = json.loads(shell("status", "life", *HERE, "--watch", "--json").stdout.splitlines()[-1])
     assert (last["state"], last["step"], last["attempt"]) == ("completed", STEPS, 2)
@@ -188,7 +188,7 @@ def test_from_submit_over_cancel_and_resume_to_the_end(
     run.ends_well()
     assert "is completed" in shell("resume", "life", *HERE, code=2).stderr
     logs = shell("logs", "life", *HERE, "--tail", "3").stdout
-    assert "==> supervisor <==" in logs and "==> node-0 <==" in logs
+    assert "==> supervisor <==" in logs and "==> master-0 <==" in logs
     shell("delete", "life", *HERE)
     assert objects(lab.client, namespace) == {}
     assert (run.path / "export" / "config.json").is_file()  # of the volume nothing is deleted
