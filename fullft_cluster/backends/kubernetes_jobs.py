@@ -16,13 +16,6 @@ def end_of(job: Json) -> tuple[str | None, str]:
     return end, " ".join(words.split())
 
 
-def queue_of(job: Json) -> str | None:
-    """Return the Kueue queue that an object is in."""
-    labels = job["metadata"].get("labels") or {}
-    name = labels.get("kueue.x-k8s.io/queue-name")
-    return None if name is None else str(name)
-
-
 def workload_of(job: Json, workloads: Sequence[Json]) -> Json | None:
     """Return Kueue's Workload of an object: the newest that it owns."""
     uid = job["metadata"].get("uid")
@@ -34,7 +27,7 @@ def workload_of(job: Json, workloads: Sequence[Json]) -> Json | None:
 
 def queued(job: Json, workloads: Sequence[Json]) -> str:
     """Return why Kueue holds an object back: its own words."""
-    queue = queue_of(job)
+    queue = pod_state.queue_of(job)
     workload = workload_of(job, workloads)
     if workload is None:
         return f"queued by Kueue in {queue}"

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import msgspec
 from msgspec.structs import replace
 
-from fullft_cluster.backends.kubernetes_jobs import end_of, queue_of, queued
+from fullft_cluster.backends.kubernetes_jobs import end_of, queued
 from fullft_cluster.backends.kubernetes_objects import makers
 from fullft_cluster.backends.kubernetes_pods import first_of, pod_problems, short_name
 from fullft_cluster.backends.kubernetes_view import View, seconds
 from fullft_cluster.kubernetes_api import Json
 from fullft_cluster.plan import Plan
-from fullft_cluster.runtime.pod_state import suspended
+from fullft_cluster.runtime.pod_state import queue_of, suspended
 from fullft_cluster.status import ENDED, STOPPING, State, Status
 
 MOST_REASONS = 3

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from fullft_cluster.backends.kubernetes_jobs import end_of, queue_of
+from fullft_cluster.backends.kubernetes_jobs import end_of
 from fullft_cluster.backends.kubernetes_objects import COMPONENT, INSTANCE, MANAGED, Names, makers
 from fullft_cluster.backends.kubernetes_references import doubt, find_namespace
 from fullft_cluster.config import Config
@@ -20,6 +20,7 @@ from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.kubernetes_api import Api, ApiError, Forbidden, Json, NotFound, object_path
 from fullft_cluster.kubernetes_names import is_label_name
 from fullft_cluster.runtime.kubernetes_target import KINDS
+from fullft_cluster.runtime.pod_state import queue_of
 
 
 @dataclass

@@ -170,7 +170,7 @@ class KubernetesPlatform:
         uid, begun = job["metadata"]["uid"], self.meeting.directory / "begun.json"
         if evidence.report(begun).get("uid") == uid:
             return
-        if pod_state.suspended(job) and not pod_state.queued(job):
+        if pod_state.suspended(job) and pod_state.queue_of(job) is None:
             log.info("the data is prepared: starting the pods")
             set_suspended(self.api, self.target, suspended=False)
         write_json(begun, {"uid": uid})

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from fullft_cluster.plan import Frozen
-from fullft_cluster.rundir import RunDir, read_json, write_json
+from fullft_cluster.rundir import RunDir, write_json
+from fullft_cluster.runtime.evidence import report
 
 
 class Ticket(Frozen, frozen=True):
@@ -59,7 +59,7 @@ class Meeting:
     def ticket(self, rank: int) -> Ticket | None:
         """Return the newest ticket of a node."""
         try:
-            return msgspec.convert(_json(self.directory / f"node-{rank}.json"), Ticket)
+            return msgspec.convert(report(self.directory / f"node-{rank}.json"), Ticket)
         except msgspec.ValidationError:
             return None
 
@@ -83,7 +83,7 @@ class Meeting:
     def opened(self) -> Opened | None:
         """Return the newest attempt, None before the first."""
         try:
-            return msgspec.convert(_json(self.directory / "attempt.json"), Opened)
+            return msgspec.convert(report(self.directory / "attempt.json"), Opened)
         except msgspec.ValidationError:
             return None
 
@@ -93,7 +93,7 @@ class Meeting:
 
     def given_up(self, attempt: int) -> bool:
         """Return whether the workers of an attempt are to be killed; those of one before it as well."""
-        newest = _json(self.directory / "given-up.json").get("attempt")
+        newest = report(self.directory / "given-up.json").get("attempt")
         return isinstance(newest, int) and newest >= attempt
 
 
@@ -104,12 +104,3 @@ def refresh(directory: Path) -> None:
     """
     with contextlib.suppress(OSError):
         list(directory.iterdir())
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Return the object in a file; an empty one when there is none (yet), or it cannot be read just now."""
-    try:
-        value = read_json(path)
-    except (ValueError, OSError):
-        return {}
-    return value if isinstance(value, dict) else {}

@@ -86,9 +86,10 @@ def suspended(job: Json) -> bool:
     return bool(spec.get("suspend") or spec.get("runPolicy", {}).get("suspend"))
 
 
-def queued(job: Json) -> bool:
-    """Return whether Kueue says when a job runs."""
-    return "kueue.x-k8s.io/queue-name" in (job["metadata"].get("labels") or {})
+def queue_of(job: Json) -> str | None:
+    """Return the Kueue queue that a job is in, which says when it runs."""
+    name = (job["metadata"].get("labels") or {}).get("kueue.x-k8s.io/queue-name")
+    return None if name is None else str(name)
 
 
 def end_of_job(job: Json) -> tuple[str, str] | None:

@@ -129,7 +129,7 @@ class World:
     def _look_at_job(self) -> None:
         for job in self._cluster.job.items().values():
             if pod_state.suspended(job):
-                self.suspended_by = "PREEMPTED" if pod_state.queued(job) else "REQUEUED"
+                self.suspended_by = "PREEMPTED" if pod_state.queue_of(job) is not None else "REQUEUED"
 
     def _look(self, rank: int, member: Member, pod: Json | None) -> None:
         if member.exit_codes is None:
