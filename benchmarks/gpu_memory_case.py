@@ -27,8 +27,11 @@ from fullft_cluster.plan import PlannedModel
 from fullft_cluster.planner import Data, make_plan
 from fullft_cluster.planner.activations import LOSS_CHUNK_TOKENS
 from fullft_cluster.rundir import RunDir
+from fullft_cluster.train.attention import model_inputs
 from fullft_cluster.train.data import Batch
-from fullft_cluster.train.engine import DeepSpeedEngine, compute_device, model_inputs, token_loss_sum
+from fullft_cluster.train.deepspeed_engine import DeepSpeedEngine
+from fullft_cluster.train.engine import compute_device
+from fullft_cluster.train.loss import token_loss_sum
 from fullft_cluster.train.setup import Identity, Job
 from fullft_cluster.train.worker import start_process_group
 from fullft_cluster.units import GIB

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from fullft_cluster.plan import Engine, Frozen, Objective, Offload, Precision, ZeroStage
+from fullft_cluster.plan import Attention, Engine, Frozen, Loss, Objective, Offload, Precision, ZeroStage
 
 MOST = 2**31 - 1
 """Of any count: what SLURM, torch and a JSON reader all hold; a number beyond is a slip of the keyboard."""
@@ -20,11 +20,56 @@ NonNegative = Annotated[float, Meta(ge=0)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 
 
+Format = Literal["auto", "text", "prompt_completion", "messages", "alpaca", "sharegpt", "question_answer"]
+
+
+class Source(Frozen, frozen=True):
+    """One of several sources of training rows."""
+
+    path: str
+    """A file (.jsonl, .json, .parquet), a directory of them, or a hub id."""
+    weight: Annotated[float, Meta(gt=0, le=1000)] = 1.0
+    """How often its rows are seen in an epoch: 2 is twice, 0.5 every second row, chosen by the seed."""
+    split: str = "train"
+    """Of a data set on the hub."""
+    subset: str | None = None
+    """Of a data set on the hub (its configuration)."""
+    format: Format | None = None
+    """Default data.format."""
+    fields: dict[str, str] | None = None
+    """Default data.fields."""
+
+
 class DataConfig(Frozen, frozen=True):
     """What is learnt from."""
 
     train: str | None = None
-    """Path of a .jsonl file: a row has `text`, or `prompt`+`completion`, or `question`+`answer`."""
+    """A file (.jsonl, .json, .parquet), a directory of them, or a hub id."""
+    sources: tuple[Source, ...] = ()
+    """Several weighted sources, instead of `train`."""
+    validation: str | None = None
+    """What the loss is evaluated on: a file, a directory or a hub id (its split `validation`, else `test`)."""
+    validation_fraction: Annotated[float, Meta(ge=0, le=0.5)] = 0.0
+    """Share of the training rows that is held out for evaluation, chosen by a hash of each row: stable when rows are
+    added or reordered."""
+    format: Format = "auto"
+    """What the rows look like; `auto` tells it by their keys."""
+    fields: dict[str, str] = msgspec.field(default_factory=dict)
+    """Our name of a field -> the rows' name of it: `prompt: query`, `completion: response`."""
+    chat_template: str | None = None
+    """Path of a Jinja chat template; default the tokenizer's own."""
+    train_on_inputs: bool = False
+    """Learn prompts, questions and the turns of users too; default only completions and the assistant's turns. Rows of
+    plain text are learnt whole."""
+    packing: bool = True
+    """Put several rows into a sequence, kept apart; without, each row is padded to train.seq_len."""
+    long_rows: Literal["split", "truncate", "drop"] = "split"
+    """What becomes of a row of more than train.seq_len tokens."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """`skip` passes over rows that cannot be used, and counts them."""
+    streaming: bool = False
+    """Tokenise while training, a window of rows at a time, for data that is too large for a cache; needs
+    train.max_steps."""
     cache_dir: str | None = None
     """Where prepared (tokenised, packed) data is kept, on the shared file system; default `.cache` in runs_dir."""
 
@@ -52,6 +97,13 @@ class TrainConfig(Frozen, frozen=True):
     """Of the data order and of random weights."""
     precision: Precision = "bf16"
     """bf16 with fp32 master weights; fp32 for exact tests on CPUs."""
+    eval_steps: Positive | None = None
+    """Optimizer steps between evaluations; default output.save_steps. One more comes at the end. Only with
+    data.validation or data.validation_fraction."""
+    early_stopping_patience: Positive | None = None
+    """Stop after so many evaluations in a row without a better loss; default never."""
+    early_stopping_threshold: NonNegative = 0.0
+    """How much lower (nats) a loss has to be to count as better."""
 
 
 class ResourcesConfig(Frozen, frozen=True):
@@ -71,7 +123,7 @@ class ResourcesConfig(Frozen, frozen=True):
     """`optimizer` keeps optimizer states in host memory, `parameters` the parameters too: fewer GPUs, slower steps.
     Default `none`, and more only where nothing else fits."""
     engine: Engine = "deepspeed"
-    """`deepspeed` (ZeRO), or `fsdp` (full shard; planned for, not run yet)."""
+    """`deepspeed` (ZeRO), or `fsdp` (full shard)."""
     zero_stage: ZeroStage | None = None
     """What is sharded over the GPUs: 1 optimizer states, 2 gradients too, 3 parameters too; default 3, and what is
     best of 2 and 3 where the objective or a deadline asks for speed or cost."""
@@ -84,6 +136,15 @@ class ResourcesConfig(Frozen, frozen=True):
     """The run has to end within this time: `24h`, `90m`, `3d`, or as SLURM writes it, `1-12:00:00`."""
     price_per_gpu_hour: Annotated[float, Meta(gt=0, le=10**4)] | None = None
     """For the cost; default the cluster profile's."""
+    loss: Loss | None = None
+    """How the cross-entropy is computed: `naive` (all logits at once), `chunked` (by pieces of the sequence, less
+    memory), `liger` (Liger's fused kernel, CUDA alone); default chunked on GPUs, naive on CPUs."""
+    attn_implementation: Attention | None = None
+    """`flash_attention_2`, `sdpa` or `eager`; default the first of them that this machine can run."""
+    liger_kernel: bool = False
+    """Liger's fused RMSNorm, rotary embedding and SwiGLU; CUDA alone."""
+    torch_compile: bool = False
+    """Compile the model's layers; refused where the first step does not give the loss of the uncompiled model."""
 
 
 class OutputConfig(Frozen, frozen=True):
@@ -97,6 +158,10 @@ class OutputConfig(Frozen, frozen=True):
     """Committed checkpoints that are kept."""
     log_steps: Positive = 1
     """Optimizer steps between lines of metrics.jsonl."""
+    save_best: bool = True
+    """Keep the weights with the lowest evaluation loss in RUN/best, as from_pretrained loads them."""
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where metrics go besides metrics.jsonl."""
 
 
 class SlurmConfig(Frozen, frozen=True):
@@ -221,6 +286,8 @@ class Config(Frozen, frozen=True):
     inventory: str | None = None
     """Plan on nodes that exist: `slurm` or `kubernetes` asks for them, or the path of a file that `inventory --json`
     made."""
+    tokenizer: str | None = None
+    """A directory or a hub id, where the tokenizer is not the weights' own; tokens that it adds grow the vocabulary."""
     backend: Literal["local", "slurm", "kubernetes"] | None = None
     name: str | None = None
     """Name of the run; default made of model and data."""

@@ -12,6 +12,9 @@ Offload = Literal["none", "optimizer", "parameters"]
 """What lives in host memory: nothing, the optimizer's states, or the optimizer's states and the parameters."""
 Engine = Literal["deepspeed", "fsdp"]
 ZeroStage = Literal[1, 2, 3]
+Loss = Literal["naive", "chunked", "liger"]
+"""How the cross-entropy is computed: all logits at once, by pieces of the sequence, or by Liger's fused kernel."""
+Attention = Literal["flash_attention_2", "sdpa", "eager"]
 Objective = Literal["fewest-gpus", "least-cost", "fastest"]
 PhaseName = Literal["load", "forward", "backward", "optimizer_step", "save", "resume"]
 

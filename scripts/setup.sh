@@ -44,7 +44,7 @@ make_venv() {
     : > "$venv/setup.log"
     # torch first and alone: the pin decides which build it is before anything else can ask for another.
     pip_install torch
-    pip_install -e '.[train,slurm,kubernetes,dev]'
+    pip_install -e '.[train,tracking,slurm,kubernetes,dev]'
     echo "$wanted" > "$venv/setup.stamp"
     say "done"
 }

@@ -85,7 +85,7 @@ def train(job: Job, stop: StopFlag, progress: exits.Progress) -> bool:
 
     from fullft_cluster.train import checkpointing, comm, export
     from fullft_cluster.train.data import Order, PackedData
-    from fullft_cluster.train.engine import DeepSpeedEngine, compute_device
+    from fullft_cluster.train.engine import compute_device, make_engine
     from fullft_cluster.train.loop import Trainer
     from fullft_cluster.train.metrics import Metrics
 
@@ -104,7 +104,7 @@ def train(job: Job, stop: StopFlag, progress: exits.Progress) -> bool:
         global_batch_size=plan.global_batch_size,
     )  # fmt: skip
     with keep_beating(job, 0, "load"):
-        engine = DeepSpeedEngine(job, device, order.total_steps)
+        engine = make_engine(job, device, order.total_steps)
         found = checkpointing.resume(job, engine, fresh)
     progress.step = (found or fresh).step
     if found:

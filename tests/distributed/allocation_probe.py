@@ -143,7 +143,7 @@ def probe(path: Path, identity: Identity) -> None:
     import torch
 
     from fullft_cluster.train.data import Batch
-    from fullft_cluster.train.engine import DeepSpeedEngine
+    from fullft_cluster.train.deepspeed_engine import DeepSpeedEngine
 
     job = read_job(RunDir(path), 1, identity)
     before = large()

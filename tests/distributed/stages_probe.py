@@ -43,7 +43,7 @@ class StopAfter(StopFlag):
 
 def random_weights(path: Path, identity: Identity) -> dict[str, Any]:
     """Return the weights that a run would begin with if it began with random ones, by rank 0; nothing elsewhere."""
-    from fullft_cluster.train.engine import DeepSpeedEngine
+    from fullft_cluster.train.deepspeed_engine import DeepSpeedEngine
 
     job = read_job(RunDir(path), 1, identity)
     random = msgspec.structs.replace(job.config, weights="random")
@@ -62,7 +62,7 @@ def check_random_weights(paths: list[Path], identity: Identity) -> None:
 
 def check_other_stage(whole: Path, other: Path, identity: Identity) -> None:
     """Fail unless a checkpoint of ZeRO-2 is refused under ZeRO-3, by its name and without a traceback's words."""
-    from fullft_cluster.train.engine import DeepSpeedEngine
+    from fullft_cluster.train.deepspeed_engine import DeepSpeedEngine
 
     engine = DeepSpeedEngine(read_job(RunDir(whole), 1, identity), torch.device("cpu"), total_steps=1)
     newest = checkpoints.newest_good(RunDir(other).checkpoints, set_aside=False)

@@ -107,7 +107,7 @@ class Large(TorchDispatchMode):
 @pytest.mark.parametrize("precision", DTYPES)
 def test_logits_and_loss(tmp_path: Path, precision: Precision) -> None:
     """The most that exists at once of tensors of tokens x vocabulary, in forward and backward pass of our loss."""
-    from fullft_cluster.train.engine import token_loss_sum
+    from fullft_cluster.train.loss import token_loss_sum
 
     model = make_model({"num_hidden_layers": 1, "hidden_size": 16, "intermediate_size": 16}, precision)
     setup = make_setup(tmp_path, {"hidden_size": 16, "intermediate_size": 16}, precision)

@@ -64,7 +64,8 @@ def test_the_chunked_loss_is_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from benchmarks import gpu_memory_case
-    from fullft_cluster.train.engine import model_inputs, token_loss_sum
+    from fullft_cluster.train.attention import model_inputs
+    from fullft_cluster.train.loss import token_loss_sum
 
     monkeypatch.setattr(gpu_memory_case, "LOSS_CHUNK_TOKENS", 10)
     case = gpu_memory_case.Case(vocab=50, seq_len=12, micro_batch_size=2)

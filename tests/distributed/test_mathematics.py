@@ -51,7 +51,8 @@ def test_packed_documents_do_not_see_each_other(reference: Training, packed: Pac
     import torch
     from transformers import AutoModelForCausalLM
 
-    from fullft_cluster.train.engine import model_inputs, token_loss_sum
+    from fullft_cluster.train.attention import model_inputs
+    from fullft_cluster.train.loss import token_loss_sum
 
     model = AutoModelForCausalLM.from_pretrained(reference.run.export, dtype=torch.float32, attn_implementation="sdpa")
     batch = packed.batch(np.array([*range(8), len(packed) - 1, -1]))
@@ -82,7 +83,7 @@ def test_the_usual_mistakes_would_show(reference: Training, packed: PackedData) 
     import torch
     from transformers import AutoModelForCausalLM
 
-    from fullft_cluster.train.engine import model_inputs
+    from fullft_cluster.train.attention import model_inputs
 
     model = AutoModelForCausalLM.from_pretrained(reference.run.export, dtype=torch.float32)
     inputs, _ = model_inputs(packed.batch(np.arange(8)), torch.device("cpu"), flatten=False)

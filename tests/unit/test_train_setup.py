@@ -17,7 +17,8 @@ from fullft_cluster.errors import UsageError  # noqa: E402
 from fullft_cluster.model import differences, load_model  # noqa: E402
 from fullft_cluster.rundir import RunDir  # noqa: E402
 from fullft_cluster.train import exits  # noqa: E402
-from fullft_cluster.train.engine import attention_implementation, warmup_steps  # noqa: E402
+from fullft_cluster.train.attention import attention_implementation  # noqa: E402
+from fullft_cluster.train.optimizer import warmup_steps  # noqa: E402
 from fullft_cluster.train.setup import Identity, read_job  # noqa: E402
 from fullft_cluster.train.weights import make_model  # noqa: E402
 

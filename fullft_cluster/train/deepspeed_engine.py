@@ -1,0 +1,132 @@
+"""ZeRO-1, 2 and 3 by DeepSpeed."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from fullft_cluster.errors import Problem
+from fullft_cluster.train.attention import attention_implementation, model_inputs
+from fullft_cluster.train.data import Batch
+from fullft_cluster.train.exits import CheckpointFault
+from fullft_cluster.train.loss import token_loss_sum
+from fullft_cluster.train.optimizer import parameter_groups, warmup_steps
+from fullft_cluster.train.setup import Job
+
+
+class DeepSpeedEngine:
+    """ZeRO by deepspeed.initialize, set up by the run's deepspeed.json alone.
+
+    Stage 3 shards the model as it is made; below, every rank makes the whole of it.
+    """
+
+    def __init__(self, job: Job, device: torch.device, total_steps: int) -> None:
+        import deepspeed
+        from transformers import get_cosine_schedule_with_warmup
+        from transformers.integrations import HfDeepSpeedConfig
+
+        from fullft_cluster.train.weights import make_model
+
+        self.device = device
+        self._world_size = job.identity.world_size
+        config = copy.deepcopy(job.deepspeed)
+        self._stage = int(config["zero_optimization"]["stage"])
+        # The directory of DeepSpeed's files within a checkpoint (its `tag`).
+        self._shards = f"zero{self._stage}"
+        # transformers keeps only a weak reference, and without it every rank would load the whole model.
+        self._hf_config = HfDeepSpeedConfig(config)
+        self._attention = attention_implementation(device, job.plan.precision)
+        if job.identity.rank == 0:
+            print(f"attention: {self._attention}", flush=True)
+        model = make_model(job, self._attention)
+        if job.plan.activation_checkpointing:
+            enable_recomputation(model)
+        warmup = warmup_steps(total_steps, job.plan.warmup_ratio)
+        self._engine, _, _, _ = deepspeed.initialize(
+            model=model,
+            model_parameters=parameter_groups(model, job.plan.weight_decay),
+            lr_scheduler=lambda optimizer: get_cosine_schedule_with_warmup(optimizer, warmup, total_steps),
+            config=config,
+        )
+        self._engine.train()
+
+    def micro_step(self, batch: Batch, labels_in_step: int) -> torch.Tensor:
+        """See `Engine`."""
+        inputs, labels = model_inputs(batch, self.device, flatten=self._attention == "flash_attention_2")
+        loss = token_loss_sum(self._engine(**inputs).logits, labels)
+        # ZeRO averages gradients over ranks, so the factor makes a sum of it; scale_wrt_gas would average micro-steps.
+        self._engine.backward(loss * (self._world_size / labels_in_step), scale_wrt_gas=False)
+        self._last_loss = loss.detach()
+        # At each micro-step: DeepSpeed counts them and updates at the last one.
+        self._engine.step()
+        return self._last_loss
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> torch.Tensor:
+        """See `Engine`."""
+        inputs, labels = model_inputs(batch, self.device, flatten=self._attention == "flash_attention_2")
+        self._engine.eval()
+        loss = token_loss_sum(self._engine(**inputs).logits, labels)
+        self._engine.train()
+        return loss.detach()
+
+    def step(self) -> float:
+        """See `Engine`."""
+        return float(self._engine.get_global_grad_norm() or 0.0)
+
+    def learning_rate(self) -> float:
+        """See `Engine`."""
+        return float(self._engine.get_lr()[0])
+
+    def save(self, directory: Path) -> None:
+        """See `Engine`."""
+        self._engine.save_checkpoint(str(directory), tag=self._shards, save_latest=False)
+
+    def load(self, directory: Path) -> None:
+        """See `Engine`."""
+        if not (directory / self._shards).is_dir():
+            what = f"holds no {self._shards}/: it was not written under ZeRO-{self._stage}"
+            raise CheckpointFault(Problem(str(directory), what, "Resume with the sharding of before."))
+        path, _ = self._engine.load_checkpoint(str(directory), tag=self._shards)
+        if path is None:
+            raise CheckpointFault(Problem(str(directory), "DeepSpeed finds no checkpoint in it"))
+
+    def consolidate(self) -> dict[str, torch.Tensor] | None:
+        """See `Engine`."""
+        if self._stage < 3:
+            return whole_weights(self._engine.module) if dist.get_rank() == 0 else None
+        # Private by its name, but what transformers' and accelerate's own saving calls; it is the only way that
+        # handles tied embeddings (zero_to_fp32.py --safe_serialization does not).
+        state: dict[str, torch.Tensor] | None = self._engine._zero3_consolidated_16bit_state_dict()
+        return state
+
+    def model(self) -> Any:
+        """See `Engine`."""
+        return self._engine.module
+
+
+def whole_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Return copies on the CPU of weights that are not sharded; tied ones stay one tensor.
+
+    ZeRO-1 and 2 make them views of flat buffers, which save_pretrained would take for weights shared by mistake.
+    """
+    copies: dict[int, torch.Tensor] = {}
+    weights = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in copies:
+            copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
+        weights[name] = copies[id(tensor)]
+    return weights
+
+
+def enable_recomputation(model: Any) -> None:
+    """Recompute each layer's activations in the backward pass."""
+    settings = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # transformers >= 5.2
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
