@@ -18,7 +18,8 @@ demo: setup  ## train a small LLaMA here: stopped in the middle, resumed, export
 test: setup  ## lint, then every test but the nightly ones (SLURM is installed where this is root on Debian)
 	@scripts/setup.sh --slurm
 	@$(MAKE) --no-print-directory lint
-	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	@$(VENV)/bin/python -m pytest -n auto tests/unit tests/packaging $(PYTEST_ARGS)
+	@$(VENV)/bin/python -m pytest --ignore tests/unit --ignore tests/packaging $(PYTEST_ARGS)
 
 nightly: setup  ## the tests that take long: other SLURM versions (root; debootstrap), every disturbance on Kubernetes
 	@scripts/setup.sh --nightly

@@ -223,6 +223,7 @@ class Supervisor:
         log.info("the workers have ended (exit code %s)", child.returncode)
         self.launcher_exit = child.returncode
         self._forward_signals()
+        self.stop_reason = self.stop_reason or self.run.stop_reason()  # written since the last look
         return hung
 
     def _conclude(

@@ -73,7 +73,7 @@ def outranked(run: Run) -> str:
 Disturbance = Callable[[Run], str]
 GRACEFUL = (evicted, first_evicted, drained, outranked)
 EVERY: tuple[Disturbance, ...] = (*GRACEFUL, node_lost, worker_killed)
-AT_ONCE = {("pytorchjob", first_evicted), ("trainjob", outranked)}
+AT_ONCE = {("pytorchjob", first_evicted), ("job", node_lost)}
 """What is tried in every run of the tests; the rest by `make nightly`."""
 
 
@@ -125,14 +125,8 @@ def test_the_world_restarts_and_learns_what_it_would_have_learnt(
     same(run, undisturbed)
 
 
-def one_at_once(kind: str) -> pytest.MarkDecorator:
-    """Parametrize by kind, of which this one is tried in every run of the tests, the others by `make nightly`."""
-    return pytest.mark.parametrize(
-        "kind", [one if one == kind else pytest.param(one, marks=pytest.mark.nightly) for one in KINDS]
-    )
-
-
-@one_at_once("job")
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_lost_node_that_comes_back_is_not_used_again(
     lab: Lab, place: Place, undisturbed: Run, namespace: str, kind: str
 ) -> None:
@@ -157,7 +151,8 @@ def test_a_lost_node_that_comes_back_is_not_used_again(
     same(run, undisturbed)
 
 
-@one_at_once("jobset")
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_kueue_preempts_resumes_when_there_is_room(
     lab: Lab, place: Place, undisturbed: Run, kind: str
 ) -> None:
