@@ -170,7 +170,7 @@ def prepare(run: RunDir) -> dict[str, Any]:
     meta = data.read_meta(cache)
     made = {
         "cache": str(cache), "key": meta.key, "blocks": meta.blocks, "tokens": meta.tokens, "rows": meta.rows,
-        "seq_len": meta.seq_len,
+        "seq_len": meta.seq_len, "validation": None, "end_of_turn_id": None,
     }  # fmt: skip
     write_json(run.data, made)
     return made
