@@ -28,9 +28,9 @@ from typing import Any
 
 from fullft_cluster.deepspeed_json import zero_optimization
 from fullft_cluster.model import load_model
-from fullft_cluster.plan import Offload
+from fullft_cluster.plan import Loss, Offload
 from fullft_cluster.planner import memory
-from fullft_cluster.planner.setup import Loss, Setup
+from fullft_cluster.planner.setup import Setup
 from fullft_cluster.units import GIB
 
 ROOT = Path(__file__).resolve().parents[1]

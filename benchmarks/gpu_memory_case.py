@@ -14,9 +14,7 @@ import deepspeed
 import msgspec
 import numpy as np
 import torch
-import torch.nn.functional as F
 import transformers
-from torch.utils.checkpoint import checkpoint
 
 from benchmarks.gpu_memory import ANY_GPU, MARK, PHASES, Case
 from fullft_cluster.config import Config
@@ -25,13 +23,12 @@ from fullft_cluster.hardware import CPU, load_cluster
 from fullft_cluster.model import load_model
 from fullft_cluster.plan import PlannedModel
 from fullft_cluster.planner import Data, make_plan
-from fullft_cluster.planner.activations import LOSS_CHUNK_TOKENS
 from fullft_cluster.rundir import RunDir
 from fullft_cluster.train.attention import model_inputs
 from fullft_cluster.train.data import Batch
 from fullft_cluster.train.deepspeed_engine import DeepSpeedEngine
 from fullft_cluster.train.engine import compute_device
-from fullft_cluster.train.loss import token_loss_sum
+from fullft_cluster.train.loss import loss_of
 from fullft_cluster.train.setup import Identity, Job
 from fullft_cluster.train.worker import start_process_group
 from fullft_cluster.units import GIB
@@ -97,18 +94,6 @@ class Meter:
         return (pages * os.sysconf("SC_PAGE_SIZE"),) * 3
 
 
-def chunked_loss_sum(model: Any, inputs: dict[str, Any], labels: torch.Tensor) -> torch.Tensor:
-    """Return what train.engine's token_loss_sum does; logits exist for a chunk of tokens at a time, forth and back."""
-
-    def of_chunk(states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(model.lm_head(states).float(), targets, reduction="sum")
-
-    states = model.model(**inputs).last_hidden_state.flatten(0, 1)
-    targets = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()
-    chunks = zip(states.split(LOSS_CHUNK_TOKENS), targets.split(LOSS_CHUNK_TOKENS), strict=True)
-    return torch.stack([checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks]).sum()
-
-
 def make_batch(case: Case) -> Batch:
     """Return random tokens; each row is one document, so that attention needs no mask."""
     shape = (case.micro_batch_size, case.seq_len)
@@ -118,17 +103,12 @@ def make_batch(case: Case) -> Batch:
 
 def train(engine: DeepSpeedEngine, case: Case, meter: Meter) -> None:
     """Update the weights UPDATES times, by the calls of the engine's micro_step, one phase after the other."""
-    inner, model = engine._engine, engine.model()
+    inner = engine._engine
     batch = make_batch(case)
     inputs, labels = model_inputs(batch, engine.device, flatten=engine._attention == "flash_attention_2")
-    if case.loss == "chunked":
-        model.forward = lambda labels, **inputs: chunked_loss_sum(model, inputs, labels)
 
     def forward() -> torch.Tensor:
-        loss = (
-            inner(labels=labels, **inputs) if case.loss == "chunked" else token_loss_sum(inner(**inputs).logits, labels)
-        )
-        return loss / labels.numel()
+        return loss_of(inner, inputs, labels, case.loss) / labels.numel()
 
     for _ in range(UPDATES):
         losses = [meter.phase("forward", forward)]

@@ -170,6 +170,11 @@ class Plan(Frozen, frozen=True, kw_only=True):
     gradient_accumulation_steps: int
     activation_checkpointing: bool
     offload: Offload
+    loss: Loss = "naive"
+    attn_implementation: Attention = "sdpa"
+    """What is expected on the nodes; a worker takes the next one where it cannot be had and none was asked for."""
+    liger_kernel: bool = False
+    torch_compile: bool = False
     # --- mathematics: what is learnt
     global_batch_size: int
     """Sequences an optimizer step = micro_batch_size x gradient_accumulation_steps x gpus, exactly."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,18 @@ import torch
 import torch.distributed as dist
 
 from fullft_cluster.errors import Problem
-from fullft_cluster.train.attention import attention_implementation, model_inputs
+from fullft_cluster.train import comm, universal
+from fullft_cluster.train.attention import choose_attention, model_inputs
 from fullft_cluster.train.data import Batch
 from fullft_cluster.train.exits import CheckpointFault
-from fullft_cluster.train.loss import token_loss_sum
+from fullft_cluster.train.loss import loss_of
 from fullft_cluster.train.optimizer import parameter_groups, warmup_steps
+from fullft_cluster.train.recompute import enable_recomputation
 from fullft_cluster.train.setup import Job
+
+MOST_CONVERTERS = 4
+"""Processes that convert a checkpoint to another number of ranks, each with one rank's shard in memory: no more than
+ranks load theirs at once."""
 
 
 class DeepSpeedEngine:
@@ -32,16 +40,15 @@ class DeepSpeedEngine:
         from fullft_cluster.train.weights import make_model
 
         self.device = device
-        self._world_size = job.identity.world_size
+        self._world_size, self._local_world_size = job.identity.world_size, job.identity.local_world_size
         config = copy.deepcopy(job.deepspeed)
         self._stage = int(config["zero_optimization"]["stage"])
         # The directory of DeepSpeed's files within a checkpoint (its `tag`).
         self._shards = f"zero{self._stage}"
         # transformers keeps only a weak reference, and without it every rank would load the whole model.
         self._hf_config = HfDeepSpeedConfig(config)
-        self._attention = attention_implementation(device, job.plan.precision)
-        if job.identity.rank == 0:
-            print(f"attention: {self._attention}", flush=True)
+        self._attention = choose_attention(job, device)
+        self._loss = job.plan.loss
         model = make_model(job, self._attention)
         if job.plan.activation_checkpointing:
             enable_recomputation(model)
@@ -57,7 +64,7 @@ class DeepSpeedEngine:
     def micro_step(self, batch: Batch, labels_in_step: int) -> torch.Tensor:
         """See `Engine`."""
         inputs, labels = model_inputs(batch, self.device, flatten=self._attention == "flash_attention_2")
-        loss = token_loss_sum(self._engine(**inputs).logits, labels)
+        loss = loss_of(self._engine, inputs, labels, self._loss)
         # ZeRO averages gradients over ranks, so the factor makes a sum of it; scale_wrt_gas would average micro-steps.
         self._engine.backward(loss * (self._world_size / labels_in_step), scale_wrt_gas=False)
         self._last_loss = loss.detach()
@@ -70,7 +77,7 @@ class DeepSpeedEngine:
         """See `Engine`."""
         inputs, labels = model_inputs(batch, self.device, flatten=self._attention == "flash_attention_2")
         self._engine.eval()
-        loss = token_loss_sum(self._engine(**inputs).logits, labels)
+        loss = loss_of(self._engine, inputs, labels, self._loss)
         self._engine.train()
         return loss.detach()
 
@@ -88,9 +95,30 @@ class DeepSpeedEngine:
 
     def load(self, directory: Path) -> None:
         """See `Engine`."""
-        if not (directory / self._shards).is_dir():
+        shards = directory / self._shards
+        if not shards.is_dir():
             what = f"holds no {self._shards}/: it was not written under ZeRO-{self._stage}"
-            raise CheckpointFault(Problem(str(directory), what, "Resume with the sharding of before."))
+            raise CheckpointFault(Problem(str(directory), what, "Resume with the engine and the sharding of before."))
+        if len(list(shards.glob("*optim_states.pt"))) == self._world_size:
+            self._load(directory)
+            return
+        workers = min(self._local_world_size, MOST_CONVERTERS)
+        converted = comm.on_rank_zero(partial(universal.convert, directory, self._shards, workers))
+        decays = [group["weight_decay"] for group in self._engine.optimizer.param_groups]
+        # What load_checkpoint asks; in the configuration it would be said before a checkpoint is known.
+        self._engine._config.load_universal_checkpoint = True
+        try:
+            self._load(converted)
+        finally:
+            self._engine._config.load_universal_checkpoint = False
+        # Stage 3 gives all groups the settings of the first one, so that norms would decay from here on (stage3.py,
+        # `load_hp_checkpoint_state_from_checkpoint_dir_stage3`).
+        for group, decay in zip(self._engine.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
+        dist.barrier()
+        comm.on_rank_zero(partial(shutil.rmtree, converted, ignore_errors=True))
+
+    def _load(self, directory: Path) -> None:
         path, _ = self._engine.load_checkpoint(str(directory), tag=self._shards)
         if path is None:
             raise CheckpointFault(Problem(str(directory), "DeepSpeed finds no checkpoint in it"))
@@ -121,12 +149,3 @@ def whole_weights(model: Any) -> dict[str, torch.Tensor]:
             copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
         weights[name] = copies[id(tensor)]
     return weights
-
-
-def enable_recomputation(model: Any) -> None:
-    """Recompute each layer's activations in the backward pass."""
-    settings = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):  # transformers >= 5.2
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
