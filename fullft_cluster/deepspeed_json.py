@@ -46,8 +46,6 @@ def zero_optimization(
             "stage3_max_live_parameters": REUSE_DISTANCE,
             "stage3_max_reuse_distance": 0 if on_cpu else REUSE_DISTANCE,
             "sub_group_size": SUB_GROUP_SIZE,
-            # The export gathers the weights on rank 0.
-            "stage3_gather_16bit_weights_on_model_save": True,
         }
     else:
         zero |= {"reduce_bucket_size": REDUCE_BUCKET_ELEMENTS, "allgather_bucket_size": REDUCE_BUCKET_ELEMENTS}

@@ -123,29 +123,6 @@ class DeepSpeedEngine:
         if path is None:
             raise CheckpointFault(Problem(str(directory), "DeepSpeed finds no checkpoint in it"))
 
-    def consolidate(self) -> dict[str, torch.Tensor] | None:
-        """See `Engine`."""
-        if self._stage < 3:
-            return whole_weights(self._engine.module) if dist.get_rank() == 0 else None
-        # Private by its name, but what transformers' and accelerate's own saving calls; it is the only way that
-        # handles tied embeddings (zero_to_fp32.py --safe_serialization does not).
-        state: dict[str, torch.Tensor] | None = self._engine._zero3_consolidated_16bit_state_dict()
-        return state
-
     def model(self) -> Any:
         """See `Engine`."""
         return self._engine.module
-
-
-def whole_weights(model: Any) -> dict[str, torch.Tensor]:
-    """Return copies on the CPU of weights that are not sharded; tied ones stay one tensor.
-
-    ZeRO-1 and 2 make them views of flat buffers, which save_pretrained would take for weights shared by mistake.
-    """
-    copies: dict[int, torch.Tensor] = {}
-    weights = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in copies:
-            copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
-        weights[name] = copies[id(tensor)]
-    return weights

@@ -42,9 +42,6 @@ class Engine(Protocol):
     def load(self, directory: Path) -> None:
         """Bring back what `save` wrote at the same world size. Raises CheckpointFault."""
 
-    def consolidate(self) -> dict[str, torch.Tensor] | None:
-        """Return all weights on the CPU of rank 0, None elsewhere."""
-
     def model(self) -> Any:
         """Return the transformers model (its parameters may be sharded)."""
 

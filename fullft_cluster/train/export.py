@@ -1,99 +1,130 @@
-"""Weights that `from_pretrained` loads: consolidated, written, reopened, compared, and only then renamed to export/."""
+"""Weights that `from_pretrained` loads: from a committed checkpoint, shard by shard, published by one rename.
+
+    python -m fullft_cluster.train.export --run RUN --checkpoint RUN/checkpoints/step-N --output DIR
+
+No GPU, no process group, and in memory never more than an output shard, the largest tensor in fp32, and `MAPPED_BYTES`
+of the checkpoint's files. At the end of training rank 0 does the same, so that no host has to hold the whole model.
+"""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
+import math
 import os
 import shutil
+import sys
+import time
+import traceback
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from fullft_cluster.errors import Problem, RunFailedError
-from fullft_cluster.rundir import fsync_path, read_json, write_json
-from fullft_cluster.train import comm
-from fullft_cluster.train.engine import Engine
-from fullft_cluster.train.setup import Job
-from fullft_cluster.train.tokenizer import load_tokenizer
+from fullft_cluster import checkpoints
+from fullft_cluster.config_load import read_config
+from fullft_cluster.errors import FullftError, Problem, RunFailedError, UsageError
+from fullft_cluster.hardware import CPU
+from fullft_cluster.model import load_model
+from fullft_cluster.plan import Plan
+from fullft_cluster.rundir import RunDir, fsync_path, read_json, write_json
+from fullft_cluster.train.export_form import Form
+from fullft_cluster.train.setup import Job, set_environment
+from fullft_cluster.units import GB, in_gb
 
 MARK = "fullft_cluster.json"
-"""Says of which run and step the export is."""
+"""Says of which run and step an export is; only a directory that has it is replaced."""
+BESIDE_BYTES = 64 * 10**6
+"""More than tokenizer and configs take."""
 
 
-def export(job: Job, engine: Engine, step: int) -> Path:
-    """Export the weights after `step` steps (a collective) and return the directory; nothing to do when it is there.
+def export(job: Job, step: int, target: Path | None = None) -> Path:
+    """Export the committed checkpoint of `step` by rank 0 (a collective); nothing to do when that is there already.
 
-    Raises RunFailedError when what was written does not read back as what was trained.
+    Raises RunFailedError or UsageError on all ranks alike.
     """
-    final = job.run.export
-    if comm.on_rank_zero(lambda: (read_json(final / MARK) or {}).get("step") == step):
-        return final
-    weights = engine.consolidate()
+    from fullft_cluster.train import comm
+
+    final = target or job.run.export
 
     def write() -> None:
-        if weights is None:
-            raise RunFailedError("rank 0 has no consolidated weights")
-        partial = final.with_name("export.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        _save(job, engine.model(), weights, partial)
-        check(partial, weights, tied=bool(engine.model().config.tie_word_embeddings))
-        write_json(partial / MARK, {"run": job.run.name, "step": step})
-        _make_durable(partial)
-        _publish(partial, final)
+        if (read_json(final / MARK) or {}).get("step") != step:
+            checkpoints.attempt_fence(job.run, job.attempt)()
+            export_checkpoint(job.run, job.run.checkpoints / f"step-{step}", final)
 
     comm.on_rank_zero(write)
     return final
 
 
-def _save(job: Job, model: Any, weights: dict[str, torch.Tensor], directory: Path) -> None:
-    """Write safetensors shards, config, generation config and tokenizer."""
-    tokenizer = load_tokenizer(job.config)
-    # A model made from a config alone does not know its tokenizer's special tokens, and would never stop generating.
-    for config in (model.config, model.generation_config):
-        config.eos_token_id = _end_tokens(config.eos_token_id, tokenizer.eos_token_id)
-        config.bos_token_id = tokenizer.bos_token_id
-        if tokenizer.pad_token_id is not None:
-            config.pad_token_id = tokenizer.pad_token_id
-    model.config.use_cache = True
-    # A copy: it takes each tensor out of the dict that it writes from.
-    model.save_pretrained(directory, state_dict=dict(weights))
-    tokenizer.save_pretrained(directory)
-    mask = os.umask(0)
-    os.umask(mask)
-    for path in directory.iterdir():  # safetensors makes its files readable by their owner alone
-        path.chmod(0o666 & ~mask)
+def export_checkpoint(run: RunDir, checkpoint: Path, target: Path, form: Form | None = None) -> Path:
+    """Write the weights of a committed checkpoint to `target`, which `from_pretrained` loads, and return it.
+
+    Written beside it first, reopened and compared, then renamed; an older export of the run makes room for it. Raises
+    UsageError and RunFailedError, also when the disk is too full, which is known before the first byte.
+    """
+    from fullft_cluster.train import export_files
+    from fullft_cluster.train.consolidate import MAPPED_BYTES, open_weights
+    from fullft_cluster.train.tokenizer import load_tokenizer
+    from fullft_cluster.train.weights import DTYPES
+
+    form = form or Form()
+    check_target(run, target)
+    config = read_config(run.config)
+    spec = load_model(config.model or "")
+    dtype = DTYPES[form.dtype or Plan.from_json(run.plan.read_bytes()).precision]
+    weights = open_weights(checkpoint, min(MAPPED_BYTES, form.max_shard_bytes))
+    names = export_files.names_to_write(weights, spec, checkpoint)
+    check_space(target, sum(math.prod(weights.shapes[name]) for name in names) * dtype.itemsize)
+    facts = {
+        "dtype": dtype, "vocab_size": weights.shapes[export_files.EMBEDDINGS][0],
+        "end_of_turn_id": (read_json(run.data) or {}).get("end_of_turn_id"),
+    }  # fmt: skip
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        export_files.write_weights(weights, names, partial, dtype, form)
+        export_files.write_configs(config, spec, partial, load_tokenizer(config), facts)
+        export_files.check_weights(weights, names, partial, dtype)
+        step = checkpoints.inspect(checkpoint).step
+        write_json(partial / MARK, {"run": run.name, "step": step, "dtype": str(dtype).removeprefix("torch.")})
+        _make_durable(partial)
+        _publish(partial, target)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise RunFailedError(Problem(str(error.filename or target), f"cannot be written ({error.strerror})")) from error
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return target
 
 
-def _end_tokens(known: int | list[int] | None, trained: int) -> int | list[int]:
-    """Return the ids that end a text: the one that training ended rows with, and those the weights came with."""
-    others = [known] if isinstance(known, int) else list(known or [])
-    merged = [trained, *(token for token in others if token != trained)]
-    return merged if isinstance(known, list) else trained
+def check_target(run: RunDir, target: Path) -> None:
+    """Raise UsageError when there is something at `target` that is no export of this run."""
+    if not target.exists():
+        return
+    fix = "Give another directory, or remove it."
+    if not target.is_dir():
+        raise UsageError(Problem(str(target), "is there, and is no directory", fix))
+    try:
+        mark = read_json(target / MARK)
+    except ValueError:
+        mark = None
+    if mark is None and any(target.iterdir()):
+        raise UsageError(Problem(str(target), f"is no export: it holds other files, and no {MARK}", fix))
+    owner = mark.get("run") if isinstance(mark, dict) else None
+    if mark is not None and owner != run.name:
+        raise UsageError(Problem(str(target), f"is the export of another run ({owner})", fix))
 
 
-def check(directory: Path, weights: dict[str, torch.Tensor], *, tied: bool) -> None:
-    """Reopen an export and compare every tensor's shape, type and first row with the weights. Raises RunFailedError."""
-    from safetensors import safe_open
-
-    seen: set[str] = set()
-    wrong: list[str] = []
-    for shard in sorted(directory.glob("*.safetensors")):
-        with safe_open(shard, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                seen.add(name)
-                want, got = weights.get(name), file.get_slice(name)
-                if want is None:
-                    wrong.append(f"{name} was not trained")
-                elif list(got.get_shape()) != list(want.shape) or not torch.equal(got[:1], want[:1]):
-                    wrong.append(f"{name} differs")
-    missing = [name for name in weights if name not in seen and not (tied and name == "lm_head.weight")]
-    wrong += [f"{name} is missing" for name in missing]
-    index = directory / "model.safetensors.index.json"
-    if index.exists() and set(json.loads(index.read_text())["weight_map"]) != seen:
-        wrong.append("the index does not list the tensors of the shards")
-    if wrong:
-        raise RunFailedError(Problem(str(directory), "the export does not read back: " + "; ".join(wrong[:5])))
+def check_space(target: Path, size: int) -> None:
+    """Raise RunFailedError when the file system has no room for `size` bytes beside what is there."""
+    place = target.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < size + BESIDE_BYTES:
+        what = f"the export takes {in_gb(size / GB)}, and there are {in_gb(free / GB)} free"
+        raise RunFailedError(Problem(str(target), what, "Make room, or export to another file system."))
 
 
 def _make_durable(directory: Path) -> None:
@@ -103,11 +134,46 @@ def _make_durable(directory: Path) -> None:
 
 
 def _publish(partial: Path, final: Path) -> None:
-    """Rename the new export into place; one of another step makes room for it first."""
-    older = final.with_name("export.old")
+    """Rename the new export into place; an older one makes room for it first."""
+    older = final.with_name(f"{final.name}.old")
     shutil.rmtree(older, ignore_errors=True)
     if final.exists():
         final.rename(older)
     partial.rename(final)
     fsync_path(final.parent)
     shutil.rmtree(older, ignore_errors=True)
+
+
+def main() -> int:
+    """Run from a command line; print one line of JSON on stdout: the export, or the problems. Return the exit code."""
+    parser = argparse.ArgumentParser(description="Export the weights of a committed checkpoint.")
+    parser.add_argument("--run", required=True, type=Path, metavar="RUN", help="the run directory")
+    parser.add_argument("--checkpoint", required=True, type=Path, help="the directory of the checkpoint")
+    parser.add_argument("--output", required=True, type=Path, help="where to write")
+    parser.add_argument("--dtype", choices=["bf16", "fp32"])
+    parser.add_argument("--max-shard-bytes", type=int, default=Form.max_shard_bytes)
+    options = parser.parse_args()
+    set_environment(os.environ, CPU)
+    form = Form(options.dtype, options.max_shard_bytes, lambda text: print(text, file=sys.stderr, flush=True))
+    began = time.monotonic()
+    said: dict[str, Any]
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # where libraries print
+            made = export_checkpoint(RunDir(options.run), options.checkpoint, options.output, form)
+        said = {
+            "export": str(made),
+            **dict(read_json(made / MARK) or {}),
+            "seconds": round(time.monotonic() - began, 1),
+        }
+        code = 0
+    except FullftError as error:
+        said, code = {"problems": [vars(problem) for problem in error.problems]}, error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        said, code = {"problems": [vars(Problem("export", f"{type(error).__name__}: {error}"))]}, 1
+    print(json.dumps(said))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

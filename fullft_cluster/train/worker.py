@@ -114,7 +114,7 @@ def train(job: Job, stop: StopFlag, progress: exits.Progress) -> bool:
     state, stopped = trainer.run(found or fresh, progress, metrics)
     if not stopped:
         with keep_beating(job, state.step, "export"):
-            export.export(job, engine, state.step)
+            export.export(job, state.step)
     dist.barrier()
     return stopped
 

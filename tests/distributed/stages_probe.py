@@ -42,12 +42,19 @@ class StopAfter(StopFlag):
 
 
 def random_weights(path: Path, identity: Identity) -> dict[str, Any]:
-    """Return the weights that a run would begin with if it began with random ones, by rank 0; nothing elsewhere."""
+    """Return the weights that a run would begin with if it began with random ones."""
+    from deepspeed.runtime.zero import GatheredParameters
+
     from fullft_cluster.train.deepspeed_engine import DeepSpeedEngine
 
     job = read_job(RunDir(path), 1, identity)
     random = msgspec.structs.replace(job.config, weights="random")
-    return DeepSpeedEngine(replace(job, config=random), torch.device("cpu"), total_steps=1).consolidate() or {}
+    model = DeepSpeedEngine(replace(job, config=random), torch.device("cpu"), total_steps=1).model()
+    weights = {}
+    for name, parameter in model.named_parameters():
+        with GatheredParameters([parameter] if hasattr(parameter, "ds_shape") else []):
+            weights[name] = parameter.detach().clone()
+    return weights
 
 
 def check_random_weights(paths: list[Path], identity: Identity) -> None:

@@ -1,0 +1,18 @@
+"""How an export is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Form:
+    """What may be chosen of an export."""
+
+    dtype: str | None = None
+    """`bf16` or `fp32`; default the precision of training."""
+    max_shard_bytes: int = 5 * 10**9
+    """Of a file; what the hub's own libraries take by default."""
+    say: Callable[[str], None] = lambda text: None
+    """Is told of every file that is written."""
