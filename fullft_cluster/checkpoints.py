@@ -40,6 +40,8 @@ _NAME = re.compile(r"^step-(\d+)$")
 _BAD = re.compile(r"^step-(\d+)\.bad-(\d+)$")
 _PARTIAL = re.compile(r"^\.partial-step-(\d+)-attempt-(\d+)$")
 _DELETING = ".deleting-"
+UNIVERSAL = ".universal-"
+"""Prefix of what a checkpoint is converted to while a run resumes at another number of processes."""
 
 
 class FencedError(RunFailedError):
@@ -289,6 +291,6 @@ def retain(checkpoints: Path, limit: int, attempt: int) -> list[int]:
         deleted.append(old.step)
     for path in list(checkpoints.iterdir()):
         match = _PARTIAL.match(path.name)
-        if path.name.startswith(_DELETING) or (match and int(match[2]) < attempt):
+        if path.name.startswith((_DELETING, UNIVERSAL)) or (match and int(match[2]) < attempt):
             shutil.rmtree(path, ignore_errors=True)
     return deleted

@@ -20,11 +20,11 @@ from fullft_cluster.plan import Frozen
 from fullft_cluster.rundir import write_atomic
 from fullft_cluster.train import comm
 from fullft_cluster.train.engine import Engine
-from fullft_cluster.train.exits import CheckpointFault, DataFault
+from fullft_cluster.train.exits import DataFault
 from fullft_cluster.train.setup import Job
 
 STATE = "trainer_state.json"
-_RANK_FILE = re.compile(r"zero_pp_rank_(\d+)_mp_rank|^rng-rank-(\d+)\.pt$")
+_RANK_FILE = re.compile(r"zero_pp_rank_(\d+)_mp_rank|^rng-rank-(\d+)\.pt$|^__(\d+)_\d+\.distcp$")
 _LIBRARIES = ("torch", "transformers", "deepspeed", "numpy", "fullft-cluster")
 
 
@@ -79,7 +79,7 @@ def own_files(directory: Path, rank: int) -> list[Path]:
     own = []
     for path in directory.rglob("*"):
         match = _RANK_FILE.search(path.name)
-        writer = int(match[1] or match[2]) if match else 0
+        writer = int(match[match.lastindex or 0]) if match else 0
         if writer == rank and path.is_file():
             own.append(path)
     return own
@@ -120,8 +120,9 @@ def restore_rng(state: dict[str, Any]) -> None:
 def resume(job: Job, engine: Engine, expected: TrainerState) -> TrainerState | None:
     """Load the newest checkpoint that holds, on all ranks, and return where it stands; None when there is none.
 
-    Rank 0 proposes, each rank checks the digests of the files that it wrote, and one bad file sets the checkpoint aside
-    for all. Raises CheckpointFault for one of another world size, DataFault when the data or its order has changed.
+    Rank 0 proposes, the ranks share the work of checking all files' digests, and one bad file sets the checkpoint aside
+    for all. It may have been written by another number of processes. Raises CheckpointFault for one of another engine,
+    DataFault when the data or its order has changed.
     """
     root, rank = job.run.checkpoints, job.identity.rank
     fence = checkpoints.attempt_fence(job.run, job.attempt)
@@ -132,13 +133,12 @@ def resume(job: Job, engine: Engine, expected: TrainerState) -> TrainerState | N
 
     while (found := comm.on_rank_zero(propose)) is not None:
         manifest = found.manifest()
-        if manifest.world_size != job.identity.world_size:
-            what = f"was written by {manifest.world_size} processes, but this run has {job.identity.world_size}"
-            raise CheckpointFault(Problem(str(found.path), what, "Resume with as many GPUs as before."))
-        mine = [entry for entry in manifest.files if entry.rank == rank]
+        mine = [entry for entry in manifest.files if entry.rank % job.identity.world_size == rank]
         verdicts = comm.on_every_rank(partial(checkpoints.verify_files, found.path, mine))
         wrong = "; ".join(problem for problems in verdicts for problem in problems)
         if not wrong:
+            if rank == 0 and manifest.world_size != job.identity.world_size:
+                print(f"{found.path.name} was written by {manifest.world_size} processes", flush=True)
             return _load(found.path, engine, expected, rank)
         comm.on_rank_zero(partial(checkpoints.move_aside, found.path, wrong))
     return None
@@ -156,5 +156,9 @@ def _load(path: Path, engine: Engine, expected: TrainerState, rank: int) -> Trai
     if changed:
         raise DataFault(changed)
     engine.load(path)
-    restore_rng(torch.load(path / f"rng-rank-{rank}.pt", weights_only=True))
+    own = path / f"rng-rank-{rank}.pt"
+    if own.exists():
+        restore_rng(torch.load(own, weights_only=True))
+    else:  # a rank more than wrote it
+        torch.manual_seed(expected.seed + rank)
     return state

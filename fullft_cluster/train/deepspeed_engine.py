@@ -102,19 +102,28 @@ class DeepSpeedEngine:
         if len(list(shards.glob("*optim_states.pt"))) == self._world_size:
             self._load(directory)
             return
+        self._load_converted(directory)
+
+    def _load_converted(self, directory: Path) -> None:
+        """Load a checkpoint of another number of ranks, by way of DeepSpeed's universal checkpoint."""
         workers = min(self._local_world_size, MOST_CONVERTERS)
         converted = comm.on_rank_zero(partial(universal.convert, directory, self._shards, workers))
-        decays = [group["weight_decay"] for group in self._engine.optimizer.param_groups]
+        optimizer = self._engine.optimizer.optimizer
+        decays = [group["weight_decay"] for group in optimizer.param_groups]
         # What load_checkpoint asks; in the configuration it would be said before a checkpoint is known.
         self._engine._config.load_universal_checkpoint = True
         try:
             self._load(converted)
         finally:
             self._engine._config.load_universal_checkpoint = False
-        # Stage 3 gives all groups the settings of the first one, so that norms would decay from here on (stage3.py,
+        # Stage 3 gives all groups the settings of the first one, so that norms would decay from here on, and all their
+        # states one and the same step counter, which each of them then moves on (stage3.py,
         # `load_hp_checkpoint_state_from_checkpoint_dir_stage3`).
-        for group, decay in zip(self._engine.optimizer.param_groups, decays, strict=True):
+        for group, decay in zip(optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay
+        for state in optimizer.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].clone()
         dist.barrier()
         comm.on_rank_zero(partial(shutil.rmtree, converted, ignore_errors=True))
 

@@ -40,7 +40,7 @@ class Engine(Protocol):
         """Write this rank's shards of weights, optimizer and schedule."""
 
     def load(self, directory: Path) -> None:
-        """Bring back what `save` wrote at the same world size. Raises CheckpointFault."""
+        """Bring back what `save` wrote at any number of ranks. Raises CheckpointFault for another engine's files."""
 
     def model(self) -> Any:
         """Return the transformers model (its parameters may be sharded)."""
@@ -48,6 +48,10 @@ class Engine(Protocol):
 
 def make_engine(job: Job, device: torch.device, total_steps: int) -> Engine:
     """Return the engine that the plan names, with the model in it. A collective."""
+    if job.plan.engine == "fsdp":
+        from fullft_cluster.train.fsdp_engine import FsdpEngine
+
+        return FsdpEngine(job, device, total_steps)
     from fullft_cluster.train.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(job, device, total_steps)

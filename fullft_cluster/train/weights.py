@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from typing import Any
 
@@ -47,15 +48,26 @@ def make_model(job: Job, attention: str) -> Any:
 def draw_matrices(model: Any, seed: int) -> None:
     """Draw each matrix anew, from a generator of its own that is seeded by the run's seed and the matrix's name.
 
-    Under zero.Init the one generator of torch has gone another way than without it, so that the same seed would begin
-    with other weights where the parameters are sharded. The distribution is transformers' own (modeling_llama.py and
-    its siblings, `_init_weights`): normal with the config's ``initializer_range``; norms and biases are left alone.
+    Under zero.Init the one generator of torch has gone another way than without it, and GPUs draw other numbers than
+    CPUs, so that the same seed would begin with other weights on each; so all are drawn on the CPU. The distribution is
+    transformers' own (modeling_llama.py and its siblings, `_init_weights`): normal with the config's
+    ``initializer_range``; norms and biases are left alone.
     """
+    for name, parameter in model.named_parameters():
+        shape = getattr(parameter, "ds_shape", parameter.shape)
+        if len(shape) < 2:
+            continue
+        with _whole(parameter):
+            own = torch.Generator("cpu").manual_seed(zlib.crc32(f"{seed} {name}".encode()))
+            drawn = torch.empty(shape, dtype=parameter.dtype)
+            parameter.copy_(drawn.normal_(0.0, model.config.initializer_range, generator=own))
+
+
+def _whole(parameter: Any) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which a parameter is whole, and after which rank 0's values are shared out."""
+    if not hasattr(parameter, "ds_shape"):
+        return contextlib.nullcontext()
     from deepspeed.runtime.zero import GatheredParameters
 
-    for name, parameter in model.named_parameters():
-        if len(getattr(parameter, "ds_shape", parameter.shape)) < 2:
-            continue
-        with GatheredParameters([parameter], modifier_rank=0):
-            own = torch.Generator(parameter.device).manual_seed(zlib.crc32(f"{seed} {name}".encode()))
-            parameter.normal_(0.0, model.config.initializer_range, generator=own)
+    gathered: contextlib.AbstractContextManager[None] = GatheredParameters([parameter], modifier_rank=0)
+    return gathered

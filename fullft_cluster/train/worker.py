@@ -122,20 +122,25 @@ def train(job: Job, stop: StopFlag, progress: exits.Progress) -> bool:
 def start_process_group(job: Job) -> None:
     """Connect the ranks: nccl on CUDA, gloo on CPUs; set the threads of a CPU process to its share of the cores."""
     import torch
+    import torch.distributed as dist
 
+    # The supervisor sees a hang before the collectives do, also in a phase in which one rank works and the others wait.
+    limit = datetime.timedelta(seconds=PHASE_SECONDS + 2 * job.config.survival.hang_seconds)
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // job.identity.local_world_size))
+    if job.plan.engine == "fsdp":
+        # gloo beside nccl for what is offloaded to the host.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=limit)
+        return
     import deepspeed
 
     deepspeed.utils.logger.setLevel(logging.WARNING)
     if not torch.cuda.is_available():
         # Its shared-memory collectives are compiled at the first start (25 s, and a compiler); gloo serves without.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # The supervisor sees a hang before the collectives do, also in a phase in which one rank works and the others wait.
-    limit = PHASE_SECONDS + 2 * job.config.survival.hang_seconds
-    deepspeed.init_distributed(timeout=datetime.timedelta(seconds=limit))
+    deepspeed.init_distributed(timeout=limit)
 
 
 if __name__ == "__main__":
