@@ -126,8 +126,8 @@ def _speeds(metrics: Path) -> Iterator[float]:
         if not isinstance(row, dict):
             continue
         attempt, speed = str(row.get("attempt")), row.get("tokens_per_second")
-        seen[attempt] = seen.get(attempt, 0) + 1
         if isinstance(speed, bool) or not isinstance(speed, int | float):
-            continue
+            continue  # a line of an evaluation has none
+        seen[attempt] = seen.get(attempt, 0) + 1
         if seen[attempt] > WARM_UP and 0 < speed < math.inf:
             yield float(speed)

@@ -53,12 +53,13 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
-def append_line(path: Path, value: Any) -> None:
-    """Append one JSON line with a single write to a file in append mode, then fsync."""
+def append_line(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Append one JSON line with a single write to a file in append mode, then fsync if it is to be durable."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         os.write(fd, (json.dumps(value) + "\n").encode())
-        os.fsync(fd)
+        if durable:
+            os.fsync(fd)
     finally:
         os.close(fd)
 
@@ -152,6 +153,21 @@ class RunDir:
         return self.path / "export"
 
     @property
+    def best(self) -> Path:
+        """Return the directory of the weights with the lowest evaluation loss, as `from_pretrained` loads them."""
+        return self.path / "best"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Return the directory of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def wandb_run(self) -> Path:
+        """Return wandb.json: the id that the run has at W&B, over all attempts. Its own files lie in wandb/."""
+        return self.path / "wandb.json"
+
+    @property
     def logs(self) -> Path:
         """Return the directory of logs."""
         return self.path / "logs"
@@ -222,7 +238,7 @@ class RunDir:
         return reason if isinstance(reason, str) else "stop_requested"
 
     def beat(self, rank: int, step: int, phase: str) -> None:
-        """Write one rank's heartbeat: step, phase (`load`, `train`, `save`, `export`) and time.
+        """Write one rank's heartbeat: step, phase (`load`, `train`, `evaluate`, `save`, `export`), time.
 
         No fsync: a lost heartbeat costs nothing.
         """

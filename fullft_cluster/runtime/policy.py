@@ -194,7 +194,8 @@ def decide(evidence: Evidence, history: History, max_failures: int) -> Decision:
     workers = evidence.workers
     root = root_of(workers)
     if workers and all(worker.exit_code == EXIT_DONE for worker in workers):
-        return Decision(action="done", cause="done", message="training finished")
+        said = next((worker.message for worker in evidence.workers if worker.message), "")
+        return Decision(action="done", cause="done", message="training finished" + (f": {said}" if said else ""))
     if evidence.stop_reason == "cancelled" or evidence.scheduler_state == "CANCELLED":
         return Decision(action="stop", cause="cancelled", message="cancelled by the user")
     if root is not None and root.exit_code == EXIT_DO_NOT_REQUEUE:

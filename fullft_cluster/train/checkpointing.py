@@ -39,6 +39,14 @@ class TrainerState(Frozen, frozen=True, kw_only=True):
     seed: int
     seq_len: int
     global_batch_size: int
+    evaluated_step: int = 0
+    """The step of the last evaluation; one that a stop came before is made up for after the resume."""
+    best_loss: float | None = None
+    """The lowest evaluation loss, nats, of step `best_step`."""
+    best_step: int | None = None
+    evaluations_without_better: int = 0
+    finished: str = ""
+    """Why training is over before its last step."""
 
 
 def save(job: Job, engine: Engine, state: TrainerState) -> None:

@@ -40,6 +40,8 @@ class Progress:
     step: int | None = None
     resumed_from: int | None = None
     committed_step: int | None = None
+    finished: str = ""
+    """Why training ended before its last step, if it did."""
 
 
 class ExitReport(Frozen, frozen=True, kw_only=True):

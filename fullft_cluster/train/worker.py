@@ -10,13 +10,15 @@ rank says more in RUN/exits/attempt-K/rank-R.json.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fullft_cluster.checkpoints import attempt_fence
 from fullft_cluster.errors import FullftError
@@ -26,6 +28,10 @@ from fullft_cluster.train import exits
 from fullft_cluster.train.heartbeat import PHASE_SECONDS, keep_beating
 from fullft_cluster.train.setup import Identity, Job, read_job, set_environment
 from fullft_cluster.train.stop import StopFlag
+from fullft_cluster.train.tracking import check_installed
+
+if TYPE_CHECKING:
+    from fullft_cluster.train.metrics import Metrics
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,7 +65,9 @@ def work(run: RunDir, attempt: int, identity: Identity, stop: StopFlag) -> int:
         attempt_fence(run, attempt)()
         run.beat(identity.rank, 0, "load")
         stopped = train(read_job(run, attempt, identity), stop, progress)
-        code, kind, message = (exits.STOPPED, "stopped", "stopped on request") if stopped else (exits.DONE, "done", "")
+        code, kind, message = exits.DONE, "done", progress.finished
+        if stopped:
+            code, kind, message = exits.STOPPED, "stopped", "stopped on request"
     except BaseException as error:
         code, kind = exits.classify(error)
         message = str(error).strip() or type(error).__name__
@@ -86,9 +94,9 @@ def train(job: Job, stop: StopFlag, progress: exits.Progress) -> bool:
     from fullft_cluster.train import checkpointing, comm, export
     from fullft_cluster.train.data import Order, PackedData
     from fullft_cluster.train.engine import compute_device, make_engine
-    from fullft_cluster.train.loop import Trainer
-    from fullft_cluster.train.metrics import Metrics
+    from fullft_cluster.train.loop import Data, Trainer
 
+    check_installed(job.config)
     device = compute_device(job.plan, job.identity.local_rank)
     start_process_group(job)
     # The first collective, while no thread keeps the heartbeat up: ranks that cannot reach each other are a hang.
@@ -109,14 +117,33 @@ def train(job: Job, stop: StopFlag, progress: exits.Progress) -> bool:
     progress.step = (found or fresh).step
     if found:
         progress.resumed_from = progress.committed_step = found.step
-    trainer = Trainer(job, engine, data, order, stop)
-    metrics = Metrics(job.run, plan, load_model(job.config.model or ""), job.attempt)
-    state, stopped = trainer.run(found or fresh, progress, metrics)
+    held_out = job.data.get("validation")
+    validation = PackedData(Path(held_out["cache"])) if held_out else None
+    trainer = Trainer(job, engine, Data(data, order, validation), stop)
+    with metrics_of(job, order.total_steps, progress.step) as metrics:
+        state, stopped = trainer.run(found or fresh, progress, metrics)
+    progress.finished = state.finished
     if not stopped:
         with keep_beating(job, state.step, "export"):
             export.export(job, state.step)
     dist.barrier()
     return stopped
+
+
+@contextlib.contextmanager
+def metrics_of(job: Job, total_steps: int, first_step: int) -> Iterator[Metrics]:
+    """Yield what writes the run's metrics (rank 0's is used alone); its trackers are closed whatever happens."""
+    from fullft_cluster.train.metrics import Metrics
+    from fullft_cluster.train.tracking import Trackers
+
+    trackers = Trackers()
+    if job.identity.rank == 0:
+        with keep_beating(job, first_step, "load"):
+            trackers.start(job, first_step)
+    try:
+        yield Metrics(job, load_model(job.config.model or ""), total_steps, trackers)
+    finally:
+        trackers.close()
 
 
 def start_process_group(job: Job) -> None:
