@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import msgspec
 
 from fullft_cluster.config import Config
 from fullft_cluster.config_load import Resolved
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.hardware import clusters
 from fullft_cluster.model import presets
+from fullft_cluster.row_sources import is_hub_id
 
 
 def absolute(resolved: Resolved) -> Resolved:
@@ -18,16 +22,32 @@ def absolute(resolved: Resolved) -> Resolved:
     cache_dir = (
         _absolute_path(config.data.cache_dir, "data.cache_dir") if config.data.cache_dir else f"{runs_dir}/.cache"
     )
-    train = _absolute_path(config.data.train, "data.train") if config.data.train else None
     model = config.model
     if model and model.lower() not in presets() and is_there(model):
         model = _absolute_path(model, "model")
     cluster = config.cluster
     if cluster and cluster not in clusters() and is_there(cluster):
         cluster = _absolute_path(cluster, "cluster")
-    return resolved.changed(
-        model=model, cluster=cluster, data__train=train, data__cache_dir=cache_dir, output__runs_dir=runs_dir
+    return _absolute_data(resolved).changed(
+        model=model, cluster=cluster, data__cache_dir=cache_dir, output__runs_dir=runs_dir
     )
+
+
+def _absolute_data(resolved: Resolved) -> Resolved:
+    """Return the configuration with the paths of its data absolute; ids of data sets on the hub stay."""
+    data = resolved.config.data
+    changes: dict[str, Any] = {}
+    for key in ("train", "validation", "chat_template"):
+        if path := getattr(data, key):
+            on_hub = key != "chat_template" and is_hub_id(path)
+            changes[f"data__{key}"] = path if on_hub else _absolute_path(path, f"data.{key}")
+    if data.sources:
+        changes["data__sources"] = [
+            msgspec.to_builtins(source)
+            | ({} if is_hub_id(source.path) else {"path": _absolute_path(source.path, f"data.sources[{n}].path")})
+            for n, source in enumerate(data.sources)
+        ]
+    return resolved.changed(**changes)
 
 
 def _absolute_path(path: str, where: str) -> str:

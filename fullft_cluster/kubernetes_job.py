@@ -164,7 +164,11 @@ def kubernetes_notes(config: Config, cluster: Cluster, nodes: int) -> list[str]:
     """Return what the user should know: what the pods may not see of what is named here."""
     own, notes = config.kubernetes, []
     mount = PurePosixPath(own.mount_path or config.output.runs_dir)
-    paths = {"data.train": config.data.train, "data.cache_dir": config.data.cache_dir}
+    data = config.data
+    paths = {f"data.{key}": getattr(data, key) for key in ("train", "validation", "chat_template")}
+    paths |= {f"data.sources[{number}].path": source.path for number, source in enumerate(data.sources)}
+    paths = {key: path for key, path in paths.items() if str(path).startswith("/")}  # others are on the hub
+    paths["data.cache_dir"] = data.cache_dir
     paths |= {key: getattr(config, key) for key in ("weights", "model") if str(getattr(config, key)).startswith("/")}
     for key, path in paths.items():
         if path is not None and not PurePosixPath(path).is_relative_to(mount):

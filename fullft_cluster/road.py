@@ -27,7 +27,7 @@ from fullft_cluster.plan import Objective, Plan
 from fullft_cluster.planner import Data, make_plan
 from fullft_cluster.quoting import check_text
 from fullft_cluster.render import Rendered, render
-from fullft_cluster.rows import scan_rows
+from fullft_cluster.row_scan import RowScan, scan_data
 from fullft_cluster.run_choice import choose_run_dir, goes_on, same_config
 from fullft_cluster.weights import Weights, check_same_model, find_weights
 
@@ -44,6 +44,13 @@ class Planned:
     plan: Plan
     site: Site | None
     """Where it is laid, when it was made for nodes that exist."""
+    scan: RowScan | None = None
+    """What was found of the data; None where none is named."""
+
+    @property
+    def data_notes(self) -> tuple[str, ...]:
+        """Return what the rows were taken for, how many there are, and which are passed over."""
+        return tuple(self.scan.notes) if self.scan else ()
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -85,13 +92,13 @@ def to_plan(resolved: Resolved, inventory: Inventory | None = None) -> Planned:
         fix = "Write --model 7b (13b, 30b, 65b, tiny, small), a path to a config.json, or a hub id."
         raise UsageError(Problem("model", "is missing", fix))
     model = load_model(config.model, fetch_config)
-    data = Data()
-    if config.data.train and not is_elsewhere(config, config.data.train):
-        scan = scan_rows(Path(config.data.train))
-        data = Data(rows=scan.rows, text_bytes=scan.text_bytes)
+    scan = None
+    if config.data.train is not None or config.data.sources:
+        scan = scan_data(config.data, lambda path: is_elsewhere(config, path))
+    data = Data(rows=scan.rows, text_bytes=scan.text_bytes) if scan else Data()
     measured = load_measured(config.cluster or resolved.cluster.name)
     if inventory is None:
-        return Planned(resolved, model, make_plan(config, model, resolved.cluster, data, measured), None).told()
+        return Planned(resolved, model, make_plan(config, model, resolved.cluster, data, measured), None, scan).told()
     chosen = resolved.origins.get("cluster") is not None
     found: list[tuple[Plan, Site]] = []
     refused: list[tuple[float, int, FullftError]] = []
@@ -104,7 +111,7 @@ def to_plan(resolved: Resolved, inventory: Inventory | None = None) -> Planned:
     if not found:
         raise max(refused, key=lambda one: one[:2])[2]
     plan, site = min(found, key=lambda one: _rank(one[0], config.resources.objective))
-    return Planned(dataclasses.replace(resolved, cluster=site.cluster), model, plan, site).told()
+    return Planned(dataclasses.replace(resolved, cluster=site.cluster), model, plan, site, scan).told()
 
 
 def _rank(plan: Plan, objective: Objective) -> tuple[bool, float]:
@@ -153,12 +160,10 @@ def to_job(
         raise UsageError(problems)
     job = msgspec.structs.replace(job, config_yaml=same_config(run_dir, job.config_yaml))
     rendered = render(job)
-    if is_elsewhere(config, str(config.data.train)):
-        said.append(f"data.train {config.data.train} is not seen from here: its rows are not known, and not checked")
     if job.kubernetes is not None:
         said += kubernetes_notes(final.config, final.cluster, job.plan.nodes)
         said += goes_on(run_dir, rendered.files)
-    return Ready(job, rendered, run_dir, (*planned.notes, *said))
+    return Ready(job, rendered, run_dir, (*planned.data_notes, *planned.notes, *said))
 
 
 def _final(planned: Planned, weights: Weights, name: str) -> Resolved:
@@ -183,7 +188,7 @@ def _not_to_submit(config: Config) -> Iterator[Problem]:
     if config.resources.engine == "fsdp":
         what = "fsdp is planned for, but not run yet"
         yield Problem("resources.engine", what, "Leave it out: deepspeed is what runs.")
-    if config.data.train is None:
+    if config.data.train is None and not config.data.sources:
         yield Problem("data.train", "is missing", "Write --data train.jsonl.")
 
 
@@ -251,10 +256,13 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _texts(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the texts of a configuration by dotted key."""
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            yield from _texts(value, f"{prefix}{key}.")
-        elif isinstance(value, str):
-            yield f"{prefix}{key}", value
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the texts of a configuration by dotted key: `data.train`, `data.sources[0].path`."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _texts(inner, f"{key}.{name}" if key else name)
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _texts(inner, f"{key}[{number}]")

@@ -13,6 +13,7 @@ from fullft_cluster.config import Config
 from fullft_cluster.errors import FullftError, Problem, UsageError
 from fullft_cluster.kubernetes_names import longest_name, object_name
 from fullft_cluster.quoting import check_name
+from fullft_cluster.row_sources import data_name
 from fullft_cluster.runtime.pod import FILES
 
 DELETE = "or delete that directory, with its checkpoints"
@@ -30,7 +31,7 @@ def choose_run_dir(config: Config, taken: Container[str] = ()) -> Path:
         if config.backend != "kubernetes" and path.exists():
             raise UsageError(Problem("--name", f"the run directory {path} exists", _way_out(path)))
         return path
-    stem = Path(config.data.train or "data").stem
+    stem = data_name(config.data)
     model = Path(config.model or "model")
     shown = model.parent.name if model.name == "config.json" else model.name
     base = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{shown}-{stem}").strip("-._")[:56].strip("-._") or "run"

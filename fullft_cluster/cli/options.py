@@ -7,11 +7,12 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 import msgspec
 
+from fullft_cluster.config import Format
 from fullft_cluster.config_load import Resolved, resolve
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.inventory.nouns import Inventory
@@ -24,6 +25,9 @@ FLAGS: dict[str, str] = {
     "model": "model",
     "weights": "weights",
     "data": "data.train",
+    "format": "data.format",
+    "on_bad_row": "data.on_bad_row",
+    "validation_fraction": "data.validation_fraction",
     "cluster": "cluster",
     "backend": "backend",
     "name": "name",
@@ -86,7 +90,18 @@ _PLAN = (
     click.option(
         "--model", shell_complete=_presets("models"), help="A preset (65b, llama3-8b, ...), a config.json, or a hub id."
     ),
-    click.option("--data", metavar="FILE.jsonl", help="Training rows."),
+    click.option(
+        "--data", metavar="PATH|ID", help="Training rows: a file (.jsonl, .json, .parquet), a directory, or a hub id."
+    ),
+    click.option(
+        "--format",
+        type=click.Choice(get_args(Format)),
+        help="What the rows look like. [default: auto, told by their keys]",
+    ),
+    click.option(
+        "--on-bad-row", type=click.Choice(["error", "skip"]), help="A row that cannot be used. [default: error]"
+    ),
+    click.option("--validation-fraction", type=float, help="Share of the rows held out for evaluation. [default: 0]"),
     click.option("--cluster", shell_complete=_presets("clusters"), help="A cluster profile: a name or a YAML file."),
     click.option("--backend", type=click.Choice(["local", "slurm", "kubernetes"]), help="Where it runs."),
     click.option("--seq-len", type=int, help="Tokens in a sequence. [default: 2048]"),

@@ -32,6 +32,8 @@ def plan(as_json: bool, explain: bool, page: Path | None, **options: Any) -> Non
     """Show nodes, GPUs, memory, batch, time, cost and disk for a model, and why."""
     resolved = resolved_from(options)
     planned = to_plan(resolved, inventory_of(resolved))
+    for note in planned.data_notes:
+        say(note)
     if page is not None:
         from fullft_cluster.plan_html import plan_page
 

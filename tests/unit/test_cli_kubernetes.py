@@ -161,7 +161,7 @@ def test_a_run_whose_volume_is_mounted_here_leads_to_its_cluster(shell: Shell) -
 
 def test_data_on_a_volume_that_is_not_mounted_here(shell: Shell) -> None:
     done = shell("render", *shell.job(data="/shared/runs/rows.jsonl"))
-    assert "data.train /shared/runs/rows.jsonl is not seen from here: its rows are not known" in done.stderr
+    assert "data: /shared/runs/rows.jsonl: not seen from here: its rows are counted, and checked" in done.stderr
     weights = shell("render", *shell.job("--weights", "/shared/runs/llama"))
     assert "not seen from here, so the pods have to" in weights.stderr
     told = shell("render", *shell.job(data="/elsewhere/rows.jsonl"), code=2).stderr

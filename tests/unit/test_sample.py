@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fullft_cluster.resources import share
-from fullft_cluster.rows import scan_rows
+from fullft_cluster.config import DataConfig
+from fullft_cluster.row_scan import scan_data
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SAMPLE = share("configs") / "sample"
@@ -18,7 +19,7 @@ def test_text_is_what_the_script_writes(tmp_path: Path) -> None:
     subprocess.run([sys.executable, SCRIPTS / "make_sample_text.py", tmp_path / "train.jsonl"], check=True)
     assert (tmp_path / "train.jsonl").read_bytes() == (SAMPLE / "train.jsonl").read_bytes()
     assert 250_000 < (SAMPLE / "train.jsonl").stat().st_size < 390_000
-    assert scan_rows(SAMPLE / "train.jsonl").exact
+    assert scan_data(DataConfig(train=str(SAMPLE / "train.jsonl"))).sources[0].exact
 
 
 def test_solutions_are_right() -> None:

@@ -1,0 +1,187 @@
+"""The noun RowScan: what a login node finds out about the training data before anything is queued."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from msgspec import structs
+
+from fullft_cluster.config import DataConfig
+from fullft_cluster.errors import Problem, UsageError
+from fullft_cluster.plan import Frozen
+from fullft_cluster.row_files import MAX_ROW_BYTES, kind_of, read_json
+from fullft_cluster.row_formats import Reader
+from fullft_cluster.row_sources import RowSource, files_of, sources_of
+from fullft_cluster.rows import MAX_PROBLEMS, check_files, no_rows, parse
+from fullft_cluster.samples import Sample
+
+MAX_BYTES = 256_000_000
+"""Of a source's files that are read whole: some seconds on a shared file system."""
+HEAD_BYTES = 16_000_000
+"""Of a source beyond that, read from the heads of its files: finds a wrong format at once, and estimates the rows."""
+SHOWN = 3
+"""Bad rows that are shown where they are passed over."""
+
+
+class SourceScan(Frozen, frozen=True, kw_only=True):
+    """What is known of one source."""
+
+    path: str
+    format: str = ""
+    """What its rows are; empty where they were not looked at."""
+    rows: int | None = None
+    """Those that can be used; None where they cannot be read here."""
+    exact: bool = True
+    """Every row was checked; False where the rows are estimated from the head of a large file."""
+    text_bytes: int | None = None
+    """UTF-8 bytes of the text of the rows."""
+    weight: float = 1.0
+    bad: tuple[Problem, ...] = ()
+    """The first of the rows that are passed over."""
+    bad_rows: int = 0
+    unread: str = ""
+    """Why the rows are not known: `Parquet`, `on the hub`, `not seen from here`."""
+
+    @property
+    def words(self) -> str:
+        """Return the scan in words: ``alpaca, 7,473 rows``."""
+        if self.rows is None:
+            return f"{self.unread}: its rows are counted, and checked, when the data is prepared"
+        count = f"{'' if self.exact else 'about '}{self.rows:,} row{'' if self.rows == 1 else 's'}"
+        weight = "" if self.weight == 1 else f", weight {self.weight:g}"
+        bad = f", {self.bad_rows:,} passed over" if self.bad_rows else ""
+        return f"{self.format}, {count}{weight}{bad}"
+
+
+class RowScan(Frozen, frozen=True, kw_only=True):
+    """What is known of all of the data."""
+
+    sources: tuple[SourceScan, ...]
+    validation: tuple[SourceScan, ...] = ()
+    validation_fraction: float = 0.0
+
+    @property
+    def rows(self) -> int | None:
+        """Return the rows that are trained on in an epoch; None where a source's are not known."""
+        return self._sum([source.rows for source in self.sources])
+
+    @property
+    def text_bytes(self) -> int | None:
+        """Return the bytes of the text of those rows."""
+        return self._sum([source.text_bytes for source in self.sources])
+
+    def _sum(self, values: list[int | None]) -> int | None:
+        known = [value for value in values if value is not None]
+        if len(known) < len(values) or not values:
+            return None
+        total = sum(value * source.weight for value, source in zip(known, self.sources, strict=True))
+        return max(round(total * (1 - self.validation_fraction)), 1)
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what the user should know: what the rows were taken for, how many, and which are passed over."""
+        return [*_notes("data", self.sources), *_notes("validation", self.validation)]
+
+
+def _notes(label: str, scans: tuple[SourceScan, ...]) -> Iterator[str]:
+    for scan in scans:
+        many = len(scans) > 1 or scan.rows is None
+        yield f"{label}: {f'{scan.path}: ' if many else ''}{scan.words}"
+        for problem in scan.bad[:SHOWN]:
+            yield f"{label}: passed over: {problem}"
+
+
+def scan_data(data: DataConfig, is_elsewhere: Callable[[str], bool] = lambda path: False) -> RowScan:
+    """Look at the sources of a run. Raises UsageError with everything that is wrong, up to 20 bad rows.
+
+    ``is_elsewhere`` says of a path that it lies on a volume that is not mounted here. Of sources above `MAX_BYTES`
+    only the head of each file is checked.
+    """
+    sources, validation = sources_of(data), sources_of(data, validation=True)
+    check_files(source for source in (*sources, *validation) if not is_elsewhere(source.path))
+    problems: list[Problem] = []
+    scans = [_scan(source, data, is_elsewhere, problems) for source in (*sources, *validation)]
+    if problems:
+        shown = problems[:MAX_PROBLEMS]
+        if len(problems) >= MAX_PROBLEMS:
+            shown.append(Problem("data", f"gave up after {MAX_PROBLEMS} bad rows"))
+        raise UsageError(shown)
+    return RowScan(
+        sources=tuple(scans[: len(sources)]),
+        validation=tuple(scans[len(sources) :]),
+        validation_fraction=data.validation_fraction,
+    )
+
+
+def _scan(
+    source: RowSource, data: DataConfig, is_elsewhere: Callable[[str], bool], problems: list[Problem]
+) -> SourceScan:
+    """Scan one source; what is wrong with its rows is added to the problems, unless bad rows are passed over."""
+    blank = SourceScan(path=source.path, weight=source.weight)
+    if is_elsewhere(source.path):
+        return _unread(blank, "not seen from here")
+    if source.kind == "hub":
+        return _unread(blank, "a data set on the hub")
+    files = files_of(source)
+    if any(kind_of(path, source.key) == "parquet" for path in files):
+        return _unread(blank, "Parquet")
+    found = _Found()
+    whole = sum(path.stat().st_size for path in files) <= MAX_BYTES
+    limit = MAX_BYTES if whole else HEAD_BYTES // len(files)
+    reader = Reader(source.format, source.fields, train_on_inputs=data.train_on_inputs)
+    for path in files:
+        _look(path, source.key, reader, found, limit)
+        if len(found.bad) + len(problems) >= MAX_PROBLEMS and data.on_bad_row == "error":
+            break
+    problems += _wrong(source.path, found, data)
+    return SourceScan(
+        path=source.path, format=reader.format, rows=round(found.rows), exact=whole, weight=source.weight,
+        text_bytes=round(found.text_bytes), bad=tuple(found.bad), bad_rows=found.bad_rows,
+    )  # fmt: skip
+
+
+@dataclass
+class _Found:
+    """What was counted of a source so far."""
+
+    rows: float = 0
+    text_bytes: float = 0
+    bad_rows: int = 0
+    bad: list[Problem] = field(default_factory=list)
+
+
+def _look(path: Path, key: str, reader: Reader, found: _Found, limit: int) -> None:
+    """Count the rows of one file from its head of so many bytes; what follows is taken to be alike."""
+    size, read, rows, text_bytes = path.stat().st_size, 0, 0, 0
+    share = 1.0
+    for raw in read_json(path, key):
+        if read > limit:
+            share = size / read
+            break
+        read += len(raw.row) if isinstance(raw.row, bytes) else MAX_ROW_BYTES  # a row that is too long
+        row = next(parse([raw], reader))
+        if isinstance(row, Sample):
+            rows += 1
+            text_bytes += len(row.prompt.encode()) + len(row.completion.encode())
+            text_bytes += sum(len(message["content"].encode()) for message in row.messages)
+            continue
+        found.bad_rows += 1
+        if len(found.bad) < MAX_PROBLEMS:
+            found.bad.append(row.problem)
+    found.rows += rows * share
+    found.text_bytes += text_bytes * share
+
+
+def _wrong(path: str, found: _Found, data: DataConfig) -> list[Problem]:
+    """Return what is an error of what was found."""
+    if not found.rows and not found.bad_rows:
+        return [no_rows(path)]
+    if data.on_bad_row == "error":
+        return found.bad
+    return [] if found.rows else [*found.bad, Problem(path, "has no row that can be used")]
+
+
+def _unread(blank: SourceScan, why: str) -> SourceScan:
+    return structs.replace(blank, unread=why)

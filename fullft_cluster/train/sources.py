@@ -1,0 +1,116 @@
+"""All sources of rows, Parquet and the hub too: what the preparation of the data, and streaming, read.
+
+Parquet is read by pyarrow, a few thousand rows at a time; a data set on the hub (or in its cache) by
+`datasets.load_dataset`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from fullft_cluster.config import DataConfig, TrainConfig
+from fullft_cluster.errors import Problem, UsageError
+from fullft_cluster.row_files import RawRow, kind_of, read_json
+from fullft_cluster.row_sources import RowSource, sources_of
+from fullft_cluster.rows import check_files, no_rows, open_files, read_rows
+from fullft_cluster.samples import BadRow, Sample
+
+ROWS_AT_ONCE = 1024
+"""Rows of Parquet or of a data set that are made Python objects together."""
+SEED: int = TrainConfig().seed
+
+
+def read_samples(data: DataConfig, *, validation: bool, seed: int = SEED) -> Iterator[Sample | BadRow]:
+    """Yield the training rows, or those that the loss is evaluated on, of every kind of source.
+
+    ``seed`` (train.seed) chooses the rows of a source whose weight is no whole number. See `rows.read_rows` for what
+    comes of bad rows: none must be used before the iterator has ended, unless they are skipped. Raises UsageError.
+    """
+    sources = sources_of(data, validation=validation)
+    check_files(sources)
+    yield from read_rows(sources, data, partial(open_source, streaming=data.streaming), seed)
+
+
+def open_source(source: RowSource, *, streaming: bool = False) -> Iterator[RawRow]:
+    """Yield the rows of one source as they lie there. Raises UsageError."""
+    if source.kind == "hub":
+        return hub_rows(source, streaming=streaming)
+    return open_files(source, partial(_open_file, key=source.key))
+
+
+def _open_file(path: Path, key: str) -> Iterator[RawRow]:
+    return parquet_rows(path) if kind_of(path, key) == "parquet" else read_json(path, key)
+
+
+def parquet_rows(path: Path) -> Iterator[RawRow]:
+    """Yield the rows of a Parquet file. Raises UsageError where it is damaged."""
+    import pyarrow
+    import pyarrow.parquet
+
+    numbers = count(1)
+    try:
+        with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
+            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
+                for row in batch.to_pylist():
+                    yield RawRow(f"{path}: row {next(numbers)}", row)
+    except (pyarrow.ArrowException, OSError) as error:  # ArrowInvalid, and OSError for a page that is cut off
+        said = str(error).splitlines()[0]
+        where = f"{path}: row {next(numbers)}"
+        raise UsageError(Problem(where, f"Parquet cannot be read ({said})", "Copy or write the file again.")) from None
+
+
+def hub_rows(source: RowSource, *, streaming: bool = False) -> Iterator[RawRow]:
+    """Yield the rows of a data set on the hub, from the cache where it is there. Raises UsageError."""
+    split, rows = _load(source, streaming=streaming)
+    name = f"{source.path}{f'/{source.subset}' if source.subset else ''}[{split}]"
+    numbers = count(1)
+    try:
+        for batch in rows.iter(batch_size=ROWS_AT_ONCE):
+            columns = list(batch)
+            for values in zip(*batch.values(), strict=True):
+                yield RawRow(f"{name}: row {next(numbers)}", dict(zip(columns, values, strict=True)))
+    except (OSError, ValueError) as error:
+        raise UsageError(_not_loaded(source, error)) from None
+    if next(numbers) == 1:
+        raise UsageError(no_rows(name))
+
+
+def _load(source: RowSource, *, streaming: bool) -> tuple[str, Any]:
+    """Return the split that is read, and its rows. Raises UsageError."""
+    import datasets
+
+    try:
+        # A list of one split, or None for all of them: a dict either way. The others' files are fetched only for None.
+        split = None if source.split is None else [source.split]
+        found = datasets.load_dataset(source.path, source.subset, split=split, streaming=streaming)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise UsageError(_not_loaded(source, error)) from None
+    if source.split is not None:
+        return source.split, found[0]
+    for name in ("validation", "test"):
+        if name in found:
+            return name, found[name]
+    what = f"data set {source.path} has no split `validation` or `test`; it has {', '.join(found)}"
+    raise UsageError(Problem(source.key, what, "Name a file, or set data.validation_fraction."))
+
+
+def _not_loaded(source: RowSource, error: Exception) -> Problem:
+    """Say why a data set could not be loaded, and what to do: the hub's library says it in several ways."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    what = f"data set {source.path} cannot be loaded: {lines[0]}"
+    if "Config name is missing" in str(error):
+        names = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("Please pick one")), "")
+        first = names.strip("[]").split(",")[0].strip("' ") or "NAME"
+        what = f"data set {source.path} has several subsets{f': {names}' if names else ''}"
+        return Problem(source.key, what, f"Write data.sources: [{{path: {source.path}, subset: {first}}}].")
+    if "Unknown split" in str(error) or "BuilderConfig" in str(error):
+        return Problem(source.key, what, "Write split and subset beside its path in data.sources.")
+    fix = f"Fetch it where there is internet: hf download --repo-type dataset {source.path} (HF_HOME on the shared "
+    fix += "file system; HF_TOKEN where it needs a login), or give its files."
+    if not source.local.parent.exists():
+        fix = f"Check the path, if it is meant as one: there is no directory {source.local.parent} here. {fix}"
+    return Problem(source.key, what, fix)
