@@ -1,18 +1,19 @@
-"""The tokenizer of a run: the one that the model preset brings, else the one that lies with the weights."""
+"""The tokenizer of a run: the one that it names, else the model preset's, else the one that lies with the weights."""
 
 from __future__ import annotations
 
-import hashlib
+from pathlib import Path
 from typing import Any
 
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.model import ModelSpec, load_model
+from fullft_cluster.train.encoder import EncoderSettings
 
 
 def tokenizer_source(config: Config, spec: ModelSpec) -> str:
     """Return the directory or hub id to load the tokenizer from. Raises UsageError when there is none."""
-    candidates = (spec.tokenizer, config.weights, spec.weights)
+    candidates = (config.tokenizer, spec.tokenizer, config.weights, spec.weights)
     for candidate in candidates:
         if candidate and candidate != "random":
             return candidate
@@ -35,15 +36,62 @@ def load_tokenizer(config: Config) -> Any:
     if tokenizer.eos_token_id is None:
         fix = "Set eos_token in its tokenizer_config.json; a model learns to stop by it."
         raise UsageError(Problem(source, "its tokenizer has no EOS token", fix))
-    if tokenizer.eos_token_id >= spec.vocab_size:
-        what = f"its EOS token {tokenizer.eos_token_id} is outside the model's vocabulary of {spec.vocab_size}"
+    vocabulary = vocabulary_size(config, tokenizer)
+    if tokenizer.eos_token_id >= vocabulary:
+        what = f"its EOS token {tokenizer.eos_token_id} is outside the model's vocabulary of {vocabulary}"
         raise UsageError(Problem(source, what, "Use the tokenizer that belongs to the model."))
+    if config.data.chat_template:
+        tokenizer.chat_template = _read_template(config.data.chat_template)
     return tokenizer
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
-    """Return a digest of all that decides which ids a text becomes."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+def vocabulary_size(config: Config, tokenizer: Any) -> int:
+    """Return how many tokens the model of this run has: a tokenizer that was named beside the model may add some."""
+    size = load_model(config.model or "").vocab_size
+    return max(size, len(tokenizer)) if config.tokenizer else size
+
+
+def _read_template(path: str) -> str:
+    """Return a chat template's text. Raises UsageError when it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        fix = "data.chat_template takes the path of a Jinja file."
+        raise UsageError(Problem(path, f"the chat template cannot be read ({said})", fix)) from None
+
+
+def encoder_settings(config: Config, tokenizer: Any) -> EncoderSettings:
+    """Return all that decides which tokens a row becomes."""
+    source = tokenizer_source(config, load_model(config.model or ""))
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
+    return EncoderSettings(
+        tokenizer=backend.to_str(), bos_id=tokenizer.bos_token_id, eos_id=tokenizer.eos_token_id,
+        special_tokens=special, chat_template=_template(tokenizer),
+        chat_template_name=config.data.chat_template or f"chat template of {source}",
+        vocab_size=vocabulary_size(config, tokenizer), train_on_inputs=config.data.train_on_inputs,
+        validation_fraction=config.data.validation_fraction,
+    )  # fmt: skip
+
+
+def _template(tokenizer: Any) -> str | None:
+    """Return the tokenizer's chat template, of several the one named `default`; None where there is none."""
+    if not tokenizer.chat_template:
+        return None
+    try:
+        found: str = tokenizer.get_chat_template()
+    except ValueError:  # several, and none of them is the default
+        return None
+    return found
+
+
+def padding_id(tokenizer: Any, encoder: EncoderSettings) -> int:
+    """Return what blocks are filled up with: nothing is told by it, so that EOS serves where there is no pad token."""
+    pad: int | None = tokenizer.pad_token_id
+    return encoder.eos_id if pad is None or pad >= encoder.vocab_size else pad
 
 
 def _first_line(error: Exception) -> str:
