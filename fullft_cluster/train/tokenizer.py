@@ -10,6 +10,8 @@ from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.model import ModelSpec, load_model
 from fullft_cluster.train.encoder import EncoderSettings
 
+ROWS_MULTIPLE = 64
+
 
 def tokenizer_source(config: Config, spec: ModelSpec) -> str:
     """Return the directory or hub id to load the tokenizer from. Raises UsageError when there is none."""
@@ -46,9 +48,17 @@ def load_tokenizer(config: Config) -> Any:
 
 
 def vocabulary_size(config: Config, tokenizer: Any) -> int:
-    """Return how many tokens the model of this run has: a tokenizer that was named beside the model may add some."""
+    """Return how many rows the embeddings have in training: the model's, or more where the tokenizer adds tokens.
+
+    Any tokenizer may that was named beside the model; else only one whose own vocabulary is within the model's. The
+    rows are a multiple of 64 then, for the GPU's matrix units
+    (https://docs.nvidia.com/deeplearning/performance/dl-performance-matrix-multiplication/index.html#requirements-tc).
+    """
     size = load_model(config.model or "").vocab_size
-    return max(size, len(tokenizer)) if config.tokenizer else size
+    tokens = 1 + max(tokenizer.get_vocab().values(), default=0)
+    if tokens <= size or (config.tokenizer is None and tokenizer.vocab_size > size):
+        return size
+    return -(-tokens // ROWS_MULTIPLE) * ROWS_MULTIPLE
 
 
 def _read_template(path: str) -> str:
