@@ -11,6 +11,7 @@ import torch
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.model import differences, load_model
 from fullft_cluster.train.setup import Job
+from fullft_cluster.train.tokenizer import load_tokenizer, vocabulary_size
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -26,9 +27,10 @@ def make_model(job: Job, attention: str) -> Any:
 
     spec = load_model(job.config.model or "")
     dtype = DTYPES[job.plan.precision]
+    rows = vocabulary_size(job.config, load_tokenizer(job.config))
     torch.manual_seed(job.plan.seed)
     if job.config.weights == "random":
-        config = AutoConfig.for_model(**spec.hf_config)
+        config = AutoConfig.for_model(**{**spec.hf_config, "vocab_size": rows})
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         draw_matrices(model, job.plan.seed)
         return model
@@ -37,11 +39,33 @@ def make_model(job: Job, attention: str) -> Any:
         if wrong := differences(spec, AutoConfig.from_pretrained(reference).to_dict()):
             fix = "Give the weights that belong to --model."
             raise UsageError([Problem("weights", f"{reference}: {difference}", fix) for difference in wrong])
-        return AutoModelForCausalLM.from_pretrained(reference, dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_pretrained(reference, dtype=dtype, attn_implementation=attention)
     except (OSError, ValueError) as error:
         first = str(error).strip().split("\n", 1)[0]
         fix = "Give a directory that from_pretrained loads, or fetch it first: hf download."
         raise UsageError(Problem("weights", f"{reference} cannot be loaded ({first})", fix)) from error
+    if rows > spec.vocab_size:
+        grow_vocabulary(model, spec.vocab_size, rows)
+        if job.identity.rank == 0:
+            told = f"vocabulary: the tokenizer's new tokens grow the embeddings from {spec.vocab_size} to {rows} rows"
+            print(f"{told}, which begin as the mean of the old ones; the plan does not count them", flush=True)
+    return model
+
+
+@torch.no_grad()
+def grow_vocabulary(model: Any, old: int, rows: int) -> None:
+    """Give the embeddings and the output layer `rows` rows; the new ones are the mean of the `old` ones.
+
+    Then the new tokens are as likely as an average one and take no probability from the others, where rows drawn at
+    random can take nearly all of it (https://nlp.stanford.edu/~johnhew/vocab-expansion.html). transformers' own
+    `mean_resizing` adds noise, which would be another one on each engine. Under ZeRO-3 transformers gathers the old
+    rows, and leaves the grown matrices whole until the engine shards them.
+    """
+    model.resize_token_embeddings(rows, mean_resizing=False)
+    grown = {id(layer.weight): layer.weight for layer in (model.get_input_embeddings(), model.get_output_embeddings())}
+    for weight in grown.values():  # tied, they are one
+        with _whole(weight):
+            weight[old:] = weight[:old].mean(0, dtype=torch.float64).to(weight.dtype)
 
 
 @torch.no_grad()
