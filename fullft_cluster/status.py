@@ -36,7 +36,7 @@ class Status(Frozen, frozen=True):
     restarts: int
     nodes: list[str]
     phase: str | None
-    """What the workers do while the run is running: load, train, save or export."""
+    """What the workers do while the run is running: load, train, evaluate, save or export."""
     step: int | None
     total_steps: int | None
     loss: float | None
@@ -50,6 +50,13 @@ class Status(Frozen, frozen=True):
     """Directory that from_pretrained loads, once it is there."""
     attempts: list[dict[str, Any]]
     """The lines of attempts.jsonl."""
+    eval_loss: float | None = None
+    """Of the last evaluation, nats."""
+    best_eval_loss: float | None = None
+    best_step: int | None = None
+    """Of the lowest evaluation loss."""
+    best: str | None = None
+    """Directory of the weights of the best step, as from_pretrained loads them."""
 
 
 Live = Mapping[str, JobState]
@@ -60,7 +67,9 @@ def read_status(run: RunDir, live: Live, *, supervisor: SupervisorState = "alive
     """Return the status of a run directory; unknown parts of a young or half-written run are None."""
     state = run.read_run()
     attempts = list(read_lines(run.attempts))
-    last = _last_metric(run)
+    trained, evaluated = _metrics(run)
+    last, evaluation = (lines[-1] if lines else {} for lines in (trained, evaluated))
+    best = min(evaluated, key=lambda line: float(line["eval_loss"]), default={})
     total = last.get("total_steps") or state.get("total_steps") or _planned_steps(run)
     name, reason = _state(run, state, live, supervisor)
     if name == "running" and run.stop_reason() is not None:
@@ -93,7 +102,11 @@ def read_status(run: RunDir, live: Live, *, supervisor: SupervisorState = "alive
         learning_rate=last.get("lr"),
         tokens_per_second=live_figures.get("tokens_per_second"),
         mfu=live_figures.get("mfu"),
-        eta_seconds=_eta(run, step, total) if running and live_figures else None,
+        eta_seconds=live_figures.get("eta_seconds") if running else None,
+        eval_loss=evaluation.get("eval_loss"),
+        best_eval_loss=best.get("eval_loss"),
+        best_step=best.get("step"),
+        best=str(run.best) if (run.best / "config.json").is_file() else None,
         last_checkpoint_step=evidence.newest_committed_step(run),
         heartbeat_age_seconds=round(moment - newest["time"], 1) if newest else None,
         export=str(run.export) if (run.export / "config.json").is_file() else None,
@@ -162,11 +175,11 @@ def prepare_errors(run: RunDir) -> list[str]:
     return [str(error) for error in report.get("errors", ())]
 
 
-def _last_metric(run: RunDir) -> dict[str, Any]:
-    last: dict[str, Any] = {}
-    for line in read_lines(run.metrics):
-        last = line
-    return last
+def _metrics(run: RunDir) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the lines of metrics.jsonl: (those of training, those of evaluations)."""
+    lines = list(read_lines(run.metrics))
+    evaluated = [line for line in lines if "eval_loss" in line]
+    return [line for line in lines if "eval_loss" not in line], evaluated
 
 
 def _planned_steps(run: RunDir) -> int | None:
@@ -174,15 +187,3 @@ def _planned_steps(run: RunDir) -> int | None:
         return Plan.from_json(run.plan.read_bytes()).time.total_steps
     except (FileNotFoundError, ValueError):
         return None
-
-
-def _eta(run: RunDir, step: int | None, total: int | None) -> float | None:
-    """Return the seconds left at the pace of this attempt's last 20 log steps."""
-    if step is None or total is None:
-        return None
-    lines = list(read_lines(run.metrics))[-20:]
-    lines = [line for line in lines if line.get("attempt") == lines[-1].get("attempt")]
-    steps = int(lines[-1]["step"]) - int(lines[0]["step"])
-    if steps <= 0:
-        return None
-    return round(float(total - step) * float(lines[-1]["time"] - lines[0]["time"]) / steps, 1)

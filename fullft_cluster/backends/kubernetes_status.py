@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 from collections.abc import Iterator
 
 import msgspec
@@ -47,7 +48,7 @@ def _published(view: View) -> Status:
     config = view.config
     kind = config.kubernetes.kind if config is not None else "job"
     run_dir = f"{config.output.runs_dir}/{view.name}" if config is not None else ""
-    known = {"name": view.name, "backend": "kubernetes", "job_id": f"{kind}/{view.name}"}
+    known: dict[str, Any] = {"name": view.name, "backend": "kubernetes", "job_id": f"{kind}/{view.name}"}
     known["prepare_job_id"] = f"job/{view.names.prepare}"
     try:
         published = msgspec.json.decode(view.state["status.json"], type=Status)

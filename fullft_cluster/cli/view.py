@@ -32,7 +32,7 @@ def _number(value: float | None, text: str) -> str:
 
 
 def progress_line(now: Status) -> str:
-    """Return one line about a run: step | phase | time left | loss | tokens/s | lr | MFU; the tail may be cut off."""
+    """Return one line about a run, the most important first: a terminal may cut its tail off."""
     parts = [f"step {now.step or 0}/{now.total_steps or '?'}"]
     parts += [now.phase] if now.phase not in (None, "train") else []
     parts += [f"{duration(now.eta_seconds)} left"] if now.eta_seconds is not None else []
@@ -40,6 +40,7 @@ def progress_line(now: Status) -> str:
     parts += [f"{now.tokens_per_second:,.0f} tokens/s"] if now.tokens_per_second is not None else []
     parts += [f"lr {now.learning_rate:.2e}"] if now.learning_rate is not None else []
     parts += [f"MFU {now.mfu:.1%}"] if now.mfu is not None else []
+    parts += [f"evaluation loss {now.eval_loss:.4f}"] if now.eval_loss is not None else []
     return " | ".join(parts)
 
 
@@ -72,6 +73,7 @@ def print_status(now: Status) -> None:
         "nodes": ", ".join(now.nodes),
         "last checkpoint": f"step {now.last_checkpoint_step}" if now.last_checkpoint_step is not None else None,
         "heartbeat": f"{now.heartbeat_age_seconds} s ago" if now.heartbeat_age_seconds is not None else None,
+        "best": _best(now),
         "export": now.export,
     }
     for label, value in facts.items():
@@ -80,6 +82,14 @@ def print_status(now: Status) -> None:
     if not now.attempts:
         return
     _print_attempts(now, console)
+
+
+def _best(now: Status) -> str | None:
+    """Return the lowest evaluation loss with its step, and where its weights are."""
+    if now.best_eval_loss is None:
+        return None
+    where = f" ({now.best})" if now.best else ""
+    return f"evaluation loss {now.best_eval_loss:.4f} at step {now.best_step}{where}"
 
 
 def _print_attempts(now: Status, console: Console) -> None:

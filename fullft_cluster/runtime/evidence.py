@@ -56,7 +56,8 @@ def worker_exits(run: RunDir, attempt: int, nodes: tuple[str, ...], local_world_
 
 def steps(run: RunDir, attempt: int, started: float) -> Steps:
     """Return the steps of an attempt from its lines in metrics.jsonl, its workers' reports and its heartbeats."""
-    logged = [line["step"] for line in read_lines(run.metrics) if line.get("attempt") == attempt and "step" in line]
+    lines = [line for line in read_lines(run.metrics) if line.get("attempt") == attempt and "eval_loss" not in line]
+    logged = [line["step"] for line in lines if "step" in line]
     reports = [report(path) for path in sorted(run.exits(attempt).glob("rank-*.json"))]
     resumed = [own["resumed_from"] for own in reports if own.get("resumed_from") is not None]
     beats = [beat["step"] for beat in heartbeats(run) if beat["time"] >= started and beat.get("phase") != "load"]

@@ -124,6 +124,8 @@ class _Wandb:
     def __init__(self, job: Job, first_step: int) -> None:
         self._seen = logged_before(job.run, job.attempt)
         self._run = self._start(job)
+        if self._run.url:
+            print(f"W&B: {self._run.url}", flush=True)
         # The step is a number among the others, as transformers has it: W&B's own only ever grows.
         self._run.define_metric(_STEP)
         self._run.define_metric("*", step_metric=_STEP, step_sync=True)
@@ -135,8 +137,8 @@ class _Wandb:
         options = {
             "project": os.environ.get("WANDB_PROJECT", "fullft-cluster"), "id": wandb_id(job.run), "resume": "allow",
             "name": job.run.name, "dir": str(job.run.path), "config": config,
-            # The workers' output has a log of its own.
-            "settings": wandb.Settings(console="off", disable_git=True, disable_code=True),
+            # The workers' output has a log of its own, and no place for a summary of many lines.
+            "settings": wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
         }  # fmt: skip
         try:
             return wandb.init(**options)

@@ -192,7 +192,8 @@ def _talker(namespace: str) -> dict[str, object]:
 
 def _completed(name: str) -> dict[str, object]:
     keys = "job_id prepare_job_id phase step total_steps loss learning_rate tokens_per_second mfu eta_seconds"
-    empty = dict.fromkeys([*keys.split(), "last_checkpoint_step", "heartbeat_age_seconds", "export"])
+    more = "last_checkpoint_step heartbeat_age_seconds export eval_loss best_eval_loss best_step best"
+    empty = dict.fromkeys([*keys.split(), *more.split()])
     known = {"name": name, "run_dir": "/shared/runs/other", "backend": "kubernetes", "state": "completed"}
     return {**empty, **known, "reason": "training finished", "attempt": 1, "restarts": 0, "nodes": [], "attempts": []}
 

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fullft_cluster.cli.view import print_runs
+from fullft_cluster.cli.view import print_runs, print_status
 from fullft_cluster.status import Status
 
 
@@ -26,3 +26,10 @@ def test_a_run_is_one_line_without_trailing_blanks(capsys: pytest.CaptureFixture
     assert [line.split()[0] for line in lines] == ["one", "two", "three"]
     assert lines[0].endswith(long) and lines[1].endswith("first second")
     assert not [line for line in (header, *lines) if line != line.rstrip()]
+
+
+def test_a_run_shows_its_last_evaluation_and_the_best(capsys: pytest.CaptureFixture[str]) -> None:
+    print_status(run("one", "", step=4, eval_loss=1.75, best_eval_loss=1.5, best_step=2, best="/runs/one/best"))
+    said = capsys.readouterr().out
+    assert "step 4/? | evaluation loss 1.7500" in said
+    assert "best            evaluation loss 1.5000 at step 2 (/runs/one/best)" in said

@@ -76,14 +76,19 @@ def test_progress(run: RunDir) -> None:
             "attempt": 2,
             "time": now - 10 + 2 * step,
             "total_steps": 10,
+            "eta_seconds": 20.0 - 2 * step,
         }
         append_line(run.metrics, line)
+    for step, loss in ((2, 3.0), (3, 2.0), (5, 2.5)):
+        append_line(run.metrics, {"step": step, "eval_loss": loss, "attempt": 2, "time": now, "total_steps": 10})
     run.metrics.open("a").write('{"step": 6, "lo')  # torn by a power loss
     run.beat(0, 5, "train")
     status = read_status(run, job("RUNNING"), now=time.time() + 3)
     assert (status.step, status.total_steps, status.eta_seconds) == (5, 10, 10.0)
     assert status.heartbeat_age_seconds is not None and 3 <= status.heartbeat_age_seconds < 10
     assert status.restarts == 1
+    assert (status.loss, status.learning_rate) == (0.2, 1e-5), "of training, though an evaluation was logged later"
+    assert (status.eval_loss, status.best_eval_loss, status.best_step, status.best) == (2.5, 2.0, 3, None)
 
 
 def test_an_attempt_that_loads_shows_no_figures_of_the_one_before(run: RunDir) -> None:
