@@ -19,7 +19,8 @@ from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.foreign_names import FOREIGN_NAMES
 from fullft_cluster.hardware import Cluster, load_cluster
-from fullft_cluster.yaml_struct import Located, check, convert, is_struct, load_yaml, parse_value
+from fullft_cluster.struct_check import check, convert, is_struct
+from fullft_cluster.yaml_struct import Located, load_yaml, parse_value
 
 DEFAULT_CLUSTER = {"local": "local"}
 """Cluster profile by backend, where the user names none."""
@@ -109,10 +110,19 @@ def to_yaml(resolved: Resolved) -> str:
 
 
 def _yaml_line(key: str, value: Any, origin: str) -> str:
+    return f"{key}: {_yaml_value(value)}  # {' '.join(origin.split())}"
+
+
+def _yaml_value(value: Any) -> str:
+    """Return a value on one line: JSON, but for floats."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_yaml_value, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{json.dumps(k, ensure_ascii=False)}: {_yaml_value(v)}' for k, v in value.items())}}}"
     text = json.dumps(value, ensure_ascii=False)
     if isinstance(value, float) and "e" in text and "." not in text:
         text = text.replace("e", ".0e")  # 1e-05 is text to YAML 1.1
-    return f"{key}: {text}  # {' '.join(origin.split())}"
+    return text
 
 
 def _assignments(sets: Sequence[str]) -> tuple[dict[str, Any], list[Problem]]:

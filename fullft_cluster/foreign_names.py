@@ -1,7 +1,7 @@
 """Keys of other trainers' configurations, and what to write here instead.
 
 From transformers.TrainingArguments, TRL, axolotl, LLaMA-Factory, torchtune, LLM-foundry and DeepSpeed, lower case.
-`yaml_struct.check` looks here before it guesses at spelling.
+`struct_check.check` looks here before it guesses at spelling.
 """
 
 from __future__ import annotations
@@ -10,11 +10,17 @@ _PLANNED = "The planner computes it from the global batch; `fullft-cluster plan`
 _MICRO = "Write resources.micro_batch_size (sequences a GPU computes at once)."
 _SEQ = "Write train.seq_len."
 _MODEL = "Write model (a preset, a hub id or a path) at the top level, and weights where they lie elsewhere."
-_DATA = "Write data.train, the path of a .jsonl file."
+_DATA = "Write data.train: a file (.jsonl, .json, .parquet), a directory of them, or a hub id; several: data.sources."
+_TOKENIZER = "Write tokenizer (a directory or a hub id) at the top level, where it is not the weights' own."
+_PACKING = "Write data.packing: true or false."
+_VALIDATION = "Write data.validation_fraction (a share of the rows), or data.validation (a file or a hub id)."
+_INPUTS = "Write data.train_on_inputs: true or false."
+_TEMPLATE = "Write data.chat_template, the path of a Jinja file; default the tokenizer's own."
 _CHECKPOINTING = "Write resources.activation_checkpointing."
 _OUTPUT = "Write output.runs_dir; the run gets a directory of its own in it."
 _PRECISION = "Write train.precision: bf16 or fp32."
 _ZERO = "ZeRO-3 is always on, and its settings come from the plan; `fullft-cluster render` shows them."
+_FSDP = "Write resources.engine: fsdp; its settings come from the plan."
 _LORA = "Every weight is trained here; for adapters (LoRA, QLoRA) use PEFT or TRL."
 
 FOREIGN_NAMES: dict[str, str] = {
@@ -47,16 +53,45 @@ FOREIGN_NAMES: dict[str, str] = {
     "model_name": _MODEL,
     "base_model": _MODEL,
     "pretrained_model_name_or_path": _MODEL,
-    "tokenizer": "The tokenizer comes with the weights.",
-    "tokenizer_name_or_path": "The tokenizer comes with the weights.",
+    "tokenizer_name_or_path": _TOKENIZER,
+    "tokenizer_name": _TOKENIZER,
+    "tokenizer_path": _TOKENIZER,
     "device_map": "Take it out: ZeRO-3 places the shards itself and refuses a device_map.",
     "dataset": _DATA,
     "datasets": _DATA,
     "dataset_name": _DATA,
     "data_path": _DATA,
     "train_file": _DATA,
-    "packing": "Sequences are always packed.",
-    "sample_packing": "Sequences are always packed.",
+    "train_files": _DATA,
+    "dataset_path": _DATA,
+    "dataset_mixer": "Write data.sources: [{path: ..., weight: ...}].",
+    "mix_strategy": "Write data.sources: [{path: ..., weight: ...}].",
+    "dataset_config_name": "Write subset beside the path in data.sources.",
+    "dataset_config": "Write subset beside the path in data.sources.",
+    "dataset_split": "Write split beside the path in data.sources.",
+    "dataset_text_field": "Write data.fields: {text: KEY}.",
+    "field_messages": "Write data.fields: {messages: KEY}.",
+    "formatting": "Write data.format: messages, sharegpt or alpaca.",
+    "sample_packing": _PACKING,
+    "multipack_sampler": _PACKING,
+    "neat_packing": _PACKING,
+    "pad_to_sequence_len": _PACKING,
+    "eval_dataset": _VALIDATION,
+    "eval_file": _VALIDATION,
+    "validation_file": _VALIDATION,
+    "validation_split_percentage": _VALIDATION,
+    "val_set_size": _VALIDATION,
+    "val_size": _VALIDATION,
+    "test_size": _VALIDATION,
+    "train_on_input": _INPUTS,
+    "train_on_prompt": _INPUTS,
+    "completion_only_loss": _INPUTS,
+    "assistant_only_loss": _INPUTS,
+    "chat_template_path": _TEMPLATE,
+    "chat_template_jinja": _TEMPLATE,
+    "template": _TEMPLATE,
+    "eval_strategy": "Write train.eval_steps.",
+    "evaluation_strategy": "Write train.eval_steps.",
     "gradient_checkpointing": _CHECKPOINTING,
     "recompute": _CHECKPOINTING,
     "gradient_clipping": "Write train.max_grad_norm.",
@@ -74,8 +109,8 @@ FOREIGN_NAMES: dict[str, str] = {
     "save_interval": "Write output.save_steps.",
     "deepspeed": _ZERO,
     "zero_optimization": _ZERO,
-    "fsdp": _ZERO,
-    "fsdp_config": _ZERO,
+    "fsdp": _FSDP,
+    "fsdp_config": _FSDP,
     "offload_optimizer": "Write resources.offload: optimizer.",
     "cpu_offload": "Write resources.offload: optimizer.",
     "offload_param": "Only the optimizer is offloaded. Write resources.offload: optimizer.",

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from fullft_cluster import yaml_struct
+from fullft_cluster import struct_check, yaml_struct
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, UsageError, did_you_mean
 from fullft_cluster.foreign_names import FOREIGN_NAMES
@@ -99,7 +99,7 @@ def gpus() -> Mapping[str, Gpu]:
         pass
     problems = list(located.problems)
     for name, row in rows.items():
-        problems += yaml_struct.check(Gpu, row, located.section(name).where)
+        problems += struct_check.check(Gpu, row, located.section(name).where)
     raise UsageError(problems)
 
 
@@ -129,9 +129,9 @@ def load_cluster(ref: str) -> Cluster:
     located = yaml_struct.load_yaml(path)
     # A key without a value is as good as none: people empty a line of a copied profile.
     data = {"name": path.stem} | {key: value for key, value in located.data.items() if value is not None}
-    problems = [*located.problems, *yaml_struct.check(Cluster, data, located.where)]
+    problems = [*located.problems, *struct_check.check(Cluster, data, located.where)]
     overlay = located.section("config")
-    problems += yaml_struct.check(Config, overlay.data, overlay.where, FOREIGN_NAMES)
+    problems += struct_check.check(Config, overlay.data, overlay.where, FOREIGN_NAMES)
     table = gpus()
     if isinstance(data.get("gpu"), str) and data["gpu"] not in table:
         where = f"{located.where('gpu')}: gpu"

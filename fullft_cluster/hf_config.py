@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fullft_cluster import yaml_struct
+from fullft_cluster import struct_check, yaml_struct
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.model_shape import Count, ModelSpec
 
@@ -88,7 +88,9 @@ def spec_from_config(config: Mapping[str, Any], name: str, where: str) -> ModelS
     ]
     for key in (*_SIZES, *_FLAGS):
         kind: Any = Count if key in _SIZES else bool
-        problem = yaml_struct.check_value(kind, values[key], f"{where}: {key}") if values.get(key) is not None else None
+        problem = (
+            struct_check.check_value(kind, values[key], f"{where}: {key}") if values.get(key) is not None else None
+        )
         problems += [problem] if problem else []
     if not problems:
         problems += _contradictions(values, where)

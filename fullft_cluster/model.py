@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import structs
 
-from fullft_cluster import yaml_struct
+from fullft_cluster import struct_check, yaml_struct
 from fullft_cluster.errors import Problem, UsageError, did_you_mean
 from fullft_cluster.hf_config import SUPPORTED, differences, read_hf_config, spec_from_config
 from fullft_cluster.hub_cache import snapshots
@@ -149,10 +149,10 @@ def _plain(name: str) -> str:
 def _read_preset(name: str) -> tuple[_Preset, str]:
     """Return a preset and the path of its file. Raises UsageError with every problem of the file."""
     located = yaml_struct.load_yaml(share("configs") / "models" / f"{name}.yaml")
-    problems = [*located.problems, *yaml_struct.check(_Preset, located.data, located.where)]
+    problems = [*located.problems, *struct_check.check(_Preset, located.data, located.where)]
     if problems:
         raise UsageError(problems)
-    return yaml_struct.convert(_Preset, located.data), located.path
+    return struct_check.convert(_Preset, located.data), located.path
 
 
 def _as_spec(name: str, preset: _Preset, path: str) -> ModelSpec:

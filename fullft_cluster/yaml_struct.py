@@ -1,27 +1,24 @@
-"""YAML against msgspec structs, with the line of every key and every error at once.
+"""YAML with the line of every key, and every error at once.
 
 `load_yaml` reads a file as YAML 1.2's core schema (https://yaml.org/spec/1.2.2/#103-core-schema), not as PyYAML's
 1.1: there ``1e-5`` is a string, ``24:00:00`` the number 86400 and ``no`` is false, each a trap in a job file. Anchors
 and aliases are refused: a config needs none, and nested ones blow up to gigabytes (the "billion laughs").
-`check` compares a nested dict with a struct type leaf by leaf; `convert` makes the struct once nothing is wrong.
+`struct_check` compares what was read with a struct type.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 import yaml
-from msgspec import structs
 
-from fullft_cluster.errors import Problem, UsageError, did_you_mean
-from fullft_cluster.type_words import choices, describe, show
+from fullft_cluster.errors import Problem, UsageError
 
 MAX_BYTES = 1 << 20
 """Larger files are refused unread: no config is so long, and a data file given by mistake may be huge."""
@@ -174,6 +171,10 @@ def _walk_keys(node: yaml.MappingNode, prefix: str, name: str, lines: dict[str, 
         lines.setdefault(dotted, line)
         if isinstance(value_node, yaml.MappingNode):
             yield from _walk_keys(value_node, f"{dotted}.", name, lines)
+        for number, item in enumerate(value_node.value if isinstance(value_node, yaml.SequenceNode) else ()):
+            lines.setdefault(f"{dotted}[{number}]", item.start_mark.line + 1)
+            if isinstance(item, yaml.MappingNode):
+                yield from _walk_keys(item, f"{dotted}[{number}].", name, lines)
 
 
 def _yaml_problem(error: yaml.YAMLError, name: str, text: str) -> Problem:
@@ -185,101 +186,3 @@ def _yaml_problem(error: yaml.YAMLError, name: str, text: str) -> Problem:
         return Problem(where, "a tab stands where YAML wants spaces", "Indent with spaces.")
     what = getattr(error, "problem", None) or str(error).splitlines()[0]
     return Problem(where, f"is not YAML: {what}", "Check the indentation and the quotes around it.")
-
-
-# --- against a struct
-
-
-def check(
-    struct_type: type[msgspec.Struct],
-    data: Mapping[str, Any],
-    where: Where,
-    foreign: Mapping[str, str] | None = None,
-) -> list[Problem]:
-    """Return every problem of a nested dict with a struct type.
-
-    ``where(dotted_key)`` gives the place (``job.yaml:12``, ``--set``); ``foreign`` maps names that other tools use to
-    what to write instead. Unknown keys, wrong types, violated bounds and missing required keys are found, each leaf
-    by itself.
-    """
-    sections = dict(_all_keys(struct_type))
-    return list(_check(struct_type, data, "", where, (sections, foreign or {})))
-
-
-def convert(struct_type: type[_StructT], data: Mapping[str, Any]) -> _StructT:
-    """Make the struct from a dict that `check` found nothing wrong with. Raises msgspec.ValidationError otherwise."""
-    cleaned = {key: value for key, value in data.items() if not (value is None and key in _sections(struct_type))}
-    return msgspec.convert(cleaned, type=struct_type)
-
-
-def is_struct(kind: Any) -> bool:
-    """Return whether a field's type is a section (a struct of its own)."""
-    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
-
-
-def _sections(struct_type: type[msgspec.Struct]) -> set[str]:
-    return {field.name for field in structs.fields(struct_type) if is_struct(field.type)}
-
-
-def _all_keys(struct_type: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
-    """Yield each section's dotted path with the names of its keys; the top level is ''."""
-    fields = structs.fields(struct_type)
-    yield prefix, [field.name for field in fields]
-    for field in fields:
-        if is_struct(field.type):
-            yield from _all_keys(field.type, f"{prefix}{field.name}.")
-
-
-_Known = tuple[Mapping[str, list[str]], Mapping[str, str]]
-
-
-def _check(
-    struct_type: type[msgspec.Struct], data: Mapping[str, Any], prefix: str, where: Where, known: _Known
-) -> Iterator[Problem]:
-    fields = {field.name: field for field in structs.fields(struct_type)}
-    for key, value in data.items():
-        dotted = f"{prefix}{key}"
-        place = f"{where(dotted)}: {dotted}"
-        if key not in fields:
-            yield Problem(place, "unknown key", _unknown_key_fix(str(key), prefix, known))
-        elif not is_struct(fields[key].type):
-            problem = check_value(fields[key].type, value, place)
-            if problem:
-                yield problem
-        elif isinstance(value, Mapping):
-            yield from _check(fields[key].type, value, f"{dotted}.", where, known)
-        elif value is not None:  # an empty section is None
-            names = ", ".join(known[0][f"{dotted}."])
-            yield Problem(place, f"{show(value)} is not a section", f"Write its keys below it, indented: {names}.")
-    for name, field in fields.items():
-        if field.required and name not in data:
-            fix = f"Write {describe(field.type)}."
-            yield Problem(f"{where(prefix.rstrip('.'))}: {prefix}{name}", "is missing", fix)
-
-
-def _unknown_key_fix(key: str, prefix: str, known: _Known) -> str:
-    sections, foreign = known
-    for path, names in sections.items():
-        if path != prefix and key in names:
-            return f"Write it as {path}{key}." if path else f"Write {key} at the top level."
-    if key.lower() in foreign:
-        return foreign[key.lower()]
-    return did_you_mean(key, sections[prefix])
-
-
-def check_value(kind: Any, value: Any, place: str) -> Problem | None:
-    """Return what is wrong with one value for a field's type, or None."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return Problem(place, f"{value} is not a number to compute with", f"Write {describe(kind)}.")
-    try:
-        msgspec.convert(value, type=kind)
-    except (msgspec.ValidationError, OverflowError):
-        allowed = choices(kind)
-        if allowed and isinstance(value, str):
-            fix = did_you_mean(value, allowed)
-        elif describe(kind) == "text" and isinstance(value, int | float):
-            fix = f"Quote it: '{show(value)}'."
-        else:
-            fix = f"Write {describe(kind)}."
-        return Problem(place, f"{show(value)} is not {describe(kind)}", fix)
-    return None

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fullft_cluster.config import Config
-from fullft_cluster.config_load import read_config, resolve, to_yaml
+from fullft_cluster.config_load import read_config, read_config_text, resolve, to_yaml
 from fullft_cluster.errors import UsageError
 
 
@@ -95,3 +95,14 @@ def test_the_local_backend_has_its_own_cluster() -> None:
 
 def test_defaults_are_those_of_the_struct() -> None:
     assert resolve({}, [], None).changed(cluster=None).config == Config()
+
+
+def test_sources_go_through_config_yaml_and_back(tmp_path: Path) -> None:
+    given = "[{path: a.jsonl, weight: 2}, {path: org/name, weight: 1e-5, subset: main, fields: {text: 'a: b #'}}]"
+    found = resolve({}, [f"data.sources={given}"], None)
+    assert [source.weight for source in found.config.data.sources] == [2, 1e-05]
+    assert found.origins["data.sources"] == "--set"
+    text = to_yaml(found)
+    (tmp_path / "config.yaml").write_text(text)
+    assert read_config(tmp_path / "config.yaml") == found.config
+    assert read_config_text(text) == found.config

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from fullft_cluster.config import Config
 from fullft_cluster.errors import UsageError
 from fullft_cluster.foreign_names import FOREIGN_NAMES
+from fullft_cluster.struct_check import check, convert, is_struct
 from fullft_cluster.type_words import describe
-from fullft_cluster.yaml_struct import check, convert, is_struct, load_yaml, loads_yaml, parse_value
+from fullft_cluster.yaml_struct import load_yaml, loads_yaml, parse_value
 
 
 class Inner(msgspec.Struct):
@@ -58,7 +59,9 @@ train: {weight_decay: .nan}
         "job.yaml:15: train: is already given on line 2. Keep one of them.",
         "job.yaml:1: modl: unknown key. Did you mean 'model'?",
         "job.yaml:15: train.weight_decay: nan is not a number to compute with. Write a number, 0 or more.",
-        "job.yaml:7: data: 3 is not a section. Write its keys below it, indented: train, cache_dir.",
+        "job.yaml:7: data: 3 is not a section. Write its keys below it, indented: train, sources, validation,"
+        " validation_fraction, format, fields, chat_template, train_on_inputs, packing, long_rows, on_bad_row,"
+        " streaming, cache_dir.",
         "job.yaml:8: seq_len: unknown key. Write it as train.seq_len.",
         "job.yaml:10: slurm.exclusive: 'no' is not true or false. Write true or false.",
         "job.yaml:10: slurm.gpus_per_node: 8 is not text. Quote it: '8'.",
@@ -86,6 +89,59 @@ def test_a_missing_required_key():
         "job.yaml:1: inner.size: is missing. Write a whole number, 1 or more.",
         "job.yaml: kind: is missing. Write one of a, b.",
     ]
+
+
+def test_a_list_of_mappings_is_checked_key_by_key():
+    text = """\
+data:
+  sources:
+    - path: a.jsonl
+      wieght: 2
+    - {weight: 0, format: alpca}
+    - a.jsonl
+    - path: b.jsonl
+      path: c.jsonl
+      fields: [text]
+"""
+    assert problems(text) == [
+        "job.yaml:8: data.sources[3].path: is already given on line 7. Keep one of them.",
+        "job.yaml:4: data.sources[0].wieght: unknown key. Did you mean 'weight'?",
+        "job.yaml:5: data.sources[1].weight: 0 is not a number, above 0, 1000 or less."
+        " Write a number, above 0, 1000 or less.",
+        "job.yaml:5: data.sources[1].format: 'alpca' is not one of alpaca, auto, messages, prompt_completion,"
+        " question_answer, sharegpt, text. Did you mean 'alpaca'?",
+        "job.yaml:5: data.sources[1].path: is missing. Write text.",
+        "job.yaml:6: data.sources[2]: 'a.jsonl' is not a mapping. Write its keys as a mapping:"
+        " path, weight, split, subset, format, fields.",
+        "job.yaml:9: data.sources[3].fields: ['text'] is not a mapping, each value text."
+        " Write a mapping, each value text.",
+    ]
+    assert problems("data: {sources: a.jsonl}") == [
+        "job.yaml:1: data.sources: 'a.jsonl' is not a list. Write a list; each item has some of these keys:"
+        " path, weight, split, subset, format, fields."
+    ]
+    assert problems("data: {sources: [{path: a, weight: 2}, {path: o/n, subset: main}]}") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fix"),
+    [
+        ("dataset: x", "Write data.train: a file"),
+        ("datasets: [x]", "several: data.sources"),
+        ("packing: true", "Write it as data.packing"),
+        ("train: {sample_packing: true}", "Write data.packing"),
+        ("data: {tokenizer: x}", "Write tokenizer at the top level"),
+        ("tokenizer_name_or_path: x", "Write tokenizer (a directory"),
+        ("train_on_inputs: true", "Write it as data.train_on_inputs"),
+        ("val_set_size: 0.1", "Write data.validation_fraction"),
+        ("chat_template: x", "Write it as data.chat_template"),
+        ("data: {template: chatml}", "Write data.chat_template"),
+        ("data: {dataset_text_field: body}", "Write data.fields: {text: KEY}"),
+    ],
+)
+def test_data_keys_of_other_trainers_are_told_to_be_ours(text: str, fix: str):
+    (problem,) = problems(text)
+    assert fix in problem
 
 
 def test_scalars_are_those_of_yaml_1_2():
@@ -199,7 +255,7 @@ def test_any_text_is_a_mapping_or_a_usage_error(text: str):
     check(Config, located.data, located.where, FOREIGN_NAMES)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.sampled_from(["train", "seq_len", "model", "x"]), c)))  # fmt: skip # noqa: E501
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), lambda c: st.lists(c) | st.dictionaries(st.sampled_from(["train", "seq_len", "model", "data", "sources", "path", "weight", "x"]), c)))  # fmt: skip # noqa: E501
 def test_what_check_lets_pass_converts(value: object):
     data = value if isinstance(value, dict) else {"train": value}
     if not check(Config, data, lambda _: "f"):
