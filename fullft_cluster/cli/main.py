@@ -30,6 +30,8 @@ COMMANDS = {
     "cancel": ("life", "cancel"),
     "resume": ("life", "resume"),
     "delete": ("life", "delete"),
+    "checkpoints": ("export", "checkpoints"),
+    "export": ("export", "export"),
 }
 
 

@@ -11,16 +11,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import math
 import os
 import shutil
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fullft_cluster import checkpoints
+from fullft_cluster.checkpoint_choice import choose_checkpoint
 from fullft_cluster.config_load import read_config
 from fullft_cluster.errors import FullftError, Problem, RunFailedError, UsageError
 from fullft_cluster.hardware import CPU
@@ -71,31 +72,44 @@ def export_checkpoint(run: RunDir, checkpoint: Path, target: Path, form: Form | 
     config = read_config(run.config)
     spec = load_model(config.model or "")
     dtype = DTYPES[form.dtype or Plan.from_json(run.plan.read_bytes()).precision]
+    check_space(target, spec.parameters * dtype.itemsize)
+    if form.verify:
+        size = sum(path.stat().st_size for path in checkpoint.rglob("*") if path.is_file())
+        form.say(f"comparing {in_gb(size / GB)} with their digests (--no-verify leaves it out)")
+        choose_checkpoint(run, str(checkpoint), verify=True)
     weights = open_weights(checkpoint, min(MAPPED_BYTES, form.max_shard_bytes))
     names = export_files.names_to_write(weights, spec, checkpoint)
-    check_space(target, sum(math.prod(weights.shapes[name]) for name in names) * dtype.itemsize)
     facts = {
         "dtype": dtype, "vocab_size": weights.shapes[export_files.EMBEDDINGS][0],
         "end_of_turn_id": (read_json(run.data) or {}).get("end_of_turn_id"),
     }  # fmt: skip
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with replacing(target) as partial:
         export_files.write_weights(weights, names, partial, dtype, form)
         export_files.write_configs(config, spec, partial, load_tokenizer(config), facts)
         export_files.check_weights(weights, names, partial, dtype)
         step = checkpoints.inspect(checkpoint).step
         write_json(partial / MARK, {"run": run.name, "step": step, "dtype": str(dtype).removeprefix("torch.")})
+    return target
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield an empty directory that takes the place of `target` when the block ends well, and is gone when it does not.
+
+    Raises RunFailedError when the disk refuses.
+    """
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
         _make_durable(partial)
         _publish(partial, target)
     except OSError as error:
+        where = str(error.filename or target)
+        raise RunFailedError(Problem(where, f"cannot be written ({error.strerror or error})")) from error
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise RunFailedError(Problem(str(error.filename or target), f"cannot be written ({error.strerror})")) from error
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return target
 
 
 def check_target(run: RunDir, target: Path) -> None:
@@ -152,9 +166,12 @@ def main() -> int:
     parser.add_argument("--output", required=True, type=Path, help="where to write")
     parser.add_argument("--dtype", choices=["bf16", "fp32"])
     parser.add_argument("--max-shard-bytes", type=int, default=Form.max_shard_bytes)
+    parser.add_argument("--verify", action="store_true", help="compare the checkpoint's files with their digests first")
     options = parser.parse_args()
     set_environment(os.environ, CPU)
-    form = Form(options.dtype, options.max_shard_bytes, lambda text: print(text, file=sys.stderr, flush=True))
+    form = Form(
+        options.dtype, options.max_shard_bytes, options.verify, lambda text: print(text, file=sys.stderr, flush=True)
+    )  # fmt: skip
     began = time.monotonic()
     said: dict[str, Any]
     try:

@@ -14,5 +14,7 @@ class Form:
     """`bf16` or `fp32`; default the precision of training."""
     max_shard_bytes: int = 5 * 10**9
     """Of a file; what the hub's own libraries take by default."""
+    verify: bool = False
+    """Compare the digests of the checkpoint's files first: all of it is read once more."""
     say: Callable[[str], None] = lambda text: None
-    """Is told of every file that is written."""
+    """Is told of what takes its time: the digests, and each file that is written."""
