@@ -1,8 +1,9 @@
 """Packed training data: memory-mapped, in an order that is a pure function of seed and step. B blocks, S tokens.
 
-A cache holds one stream of tokens, cut into blocks of ``seq_len``; the documents in a block are kept apart by position
-ids that restart at each start of a document, and the first token of a document (or of what a block holds of it) has
-the label -100, so that nothing is predicted from the document before.
+A cache holds blocks of at most ``seq_len`` tokens, laid end to end without padding. Documents in a block are kept
+apart by position ids that restart at each start of a document. Which tokens have a label is kept as a bit for each
+token, never told from the token itself: EOS is learnt although many tokenizers pad with it. The first token of a
+document (or of what a block holds of it) has no label, so that nothing is predicted from the document before.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,7 +23,11 @@ from fullft_cluster.train.exits import DataFault
 
 IGNORE = -100
 """The label that no loss is computed for (torch.nn.functional.cross_entropy's default ignore_index)."""
-TOKENS, STARTS, VALID, META, COMPLETE = "tokens.bin", "starts.npy", "valid.npy", "meta.json", "COMPLETE"
+VERSION = 2
+TOKENS, SUPERVISED, BLOCKS, STARTS, VALID = "tokens.bin", "supervised.bin", "blocks.npy", "starts.npy", "valid.npy"
+META, COMPLETE = "meta.json", "COMPLETE"
+VALIDATION = "validation"
+"""Directory within a cache that is the cache of the held-out rows."""
 
 Ints = npt.NDArray[np.int64]
 
@@ -29,15 +35,25 @@ Ints = npt.NDArray[np.int64]
 class CacheMeta(Frozen, frozen=True, kw_only=True):
     """What a prepared cache holds."""
 
-    version: int = 1
+    version: int = VERSION
     key: str
     dtype: str
     """numpy's name of the type of a token id: uint16 or uint32."""
-    tokens: int
-    rows: int
-    blocks: int
     seq_len: int
     pad_id: int
+    tokens: int = 0
+    labels: int = 0
+    """Tokens that a loss is computed for."""
+    rows: int = 0
+    documents: int = 0
+    """Rows, or what they were cut into."""
+    blocks: int = 0
+    end_of_turn_id: int | None = None
+    """The token that closes an assistant's turn, where there are chats."""
+    validation: bool = False
+    """There is a cache of held-out rows in the directory `validation`."""
+    tally: dict[str, Any] = msgspec.field(default_factory=dict)
+    """What became of the rows (`shards.Tally`)."""
 
 
 class Batch(Frozen, frozen=True, kw_only=True):
@@ -52,8 +68,10 @@ def is_complete(cache: Path) -> bool:
     """Return whether a directory holds a whole cache: its mark is there and its files have the right sizes."""
     try:
         meta = read_meta(cache)
-        sizes = (cache / TOKENS).stat().st_size == meta.tokens * np.dtype(meta.dtype).itemsize
-        return sizes and (cache / COMPLETE).exists() and (cache / STARTS).exists() and (cache / VALID).exists()
+        sizes = {TOKENS: meta.tokens * np.dtype(meta.dtype).itemsize, SUPERVISED: -(-meta.tokens // 8)}
+        whole = meta.version == VERSION and all((cache / name).stat().st_size == size for name, size in sizes.items())
+        there = all((cache / name).exists() for name in (COMPLETE, BLOCKS, STARTS, VALID))
+        return whole and there and (not meta.validation or is_complete(cache / VALIDATION))
     except (OSError, msgspec.DecodeError):
         return False
 
@@ -63,17 +81,46 @@ def read_meta(cache: Path) -> CacheMeta:
     return msgspec.json.decode((cache / META).read_bytes(), type=CacheMeta)
 
 
-def valid_labels(starts: Ints, tokens: int, seq_len: int) -> Ints:
-    """Return how many labels each block has: its tokens less one for every document, or part of one, that starts in it.
+class Blocks:
+    """Blocks of tokens with their labels, mapped from a cache or made in memory: what a batch is put together from."""
 
-    `starts` are the ascending offsets of the documents in the stream.
-    """
-    blocks = math.ceil(tokens / seq_len)
-    edges = np.arange(blocks, dtype=np.int64) * seq_len
-    firsts = np.union1d(starts, edges)
-    lengths = np.full(blocks, seq_len, dtype=np.int64)
-    lengths[-1] = tokens - edges[-1]
-    return lengths - np.bincount(firsts // seq_len, minlength=blocks)
+    def __init__(self, *, tokens: Any, bits: Any, edges: Ints, starts: Any, seq_len: int, pad_id: int) -> None:
+        """`bits`: eight tokens' labels a byte; `edges`: where blocks begin, and the last ends; `starts`: documents."""
+        self._tokens, self._bits, self._edges, self._starts = tokens, bits, edges, starts
+        self._seq_len, self._pad_id = seq_len, pad_id
+
+    def fill(self, batch: Batch, row: int, block: int) -> None:
+        """Write one block into a row of a batch that is made of padding."""
+        begin, end = int(self._edges[block]), int(self._edges[block + 1])
+        length = end - begin
+        ids, positions = batch.input_ids[row], batch.position_ids[row]
+        ids[:length] = self._tokens[begin:end]
+        bits = np.unpackbits(self._bits[begin // 8 : -(-end // 8)], count=begin % 8 + length)[begin % 8 :]
+        batch.labels[row, :length] = np.where(bits, ids[:length], IGNORE)
+        first, last = np.searchsorted(self._starts, [begin, end])
+        starts = self._starts[first:last] - begin
+        mark = np.zeros(self._seq_len, dtype=np.int64)
+        mark[starts] = starts
+        if length < self._seq_len:
+            mark[length] = length  # the padding is a document of its own
+        positions -= np.maximum.accumulate(mark)
+
+    def padding(self, rows: int) -> Batch:
+        """Return a batch of nothing but padding, whose labels all are -100."""
+        size = self._seq_len
+        return Batch(
+            input_ids=np.full((rows, size), self._pad_id, dtype=np.int64),
+            labels=np.full((rows, size), IGNORE, dtype=np.int64),
+            position_ids=np.tile(np.arange(size, dtype=np.int64), (rows, 1)),
+        )
+
+    def batch(self, blocks: Ints) -> Batch:
+        """Return the blocks with these numbers; -1 gives a block of padding."""
+        made = self.padding(len(blocks))
+        for row, block in enumerate(blocks):
+            if block >= 0:
+                self.fill(made, row, int(block))
+        return made
 
 
 class PackedData:
@@ -84,9 +131,14 @@ class PackedData:
             fix = "Run `fullft-cluster prepare` again."
             raise DataFault(Problem(str(cache), "is not a complete data cache", fix))
         self.meta = read_meta(cache)
-        self._tokens = np.memmap(cache / TOKENS, dtype=self.meta.dtype, mode="r")
-        self._starts = np.load(cache / STARTS, mmap_mode="r")
+        self._edges: Ints = np.load(cache / BLOCKS)
         self._valid: Ints = np.load(cache / VALID)
+        self._blocks = Blocks(
+            tokens=np.memmap(cache / TOKENS, dtype=self.meta.dtype, mode="r"),
+            bits=np.memmap(cache / SUPERVISED, dtype=np.uint8, mode="r"),
+            edges=self._edges, starts=np.load(cache / STARTS, mmap_mode="r"), seq_len=self.meta.seq_len,
+            pad_id=self.meta.pad_id,
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return self.meta.blocks
@@ -94,9 +146,11 @@ class PackedData:
     def tokens_in(self, blocks: Ints) -> int:
         """Return the tokens in some blocks, padding not counted; -1 stands for a block of padding."""
         real = blocks[blocks >= 0]
-        last = int(np.count_nonzero(real == self.meta.blocks - 1))
-        spare = self.meta.blocks * self.meta.seq_len - self.meta.tokens
-        return len(real) * self.meta.seq_len - last * spare
+        return int((self._edges[real + 1] - self._edges[real]).sum())
+
+    def padded_tokens_in(self, blocks: Ints) -> int:
+        """Return the tokens that are computed for some blocks, padding counted."""
+        return blocks.size * self.meta.seq_len
 
     def labels_in(self, blocks: Ints) -> int:
         """Return the labels in some blocks that a loss is computed for."""
@@ -104,26 +158,7 @@ class PackedData:
 
     def batch(self, blocks: Ints) -> Batch:
         """Return the blocks with these numbers; -1 gives a block of padding, whose labels all are -100."""
-        size = self.meta.seq_len
-        ids = np.full((len(blocks), size), self.meta.pad_id, dtype=np.int64)
-        labels = np.full((len(blocks), size), IGNORE, dtype=np.int64)
-        positions = np.tile(np.arange(size, dtype=np.int64), (len(blocks), 1))
-        for row, block in enumerate(blocks):
-            if block < 0:
-                continue
-            begin, end = block * size, min((block + 1) * size, self.meta.tokens)
-            found = self._tokens[begin:end]
-            ids[row, : len(found)] = found
-            first, last = np.searchsorted(self._starts, [begin, end])
-            starts = np.union1d(self._starts[first:last] - begin, [0])
-            labels[row, : len(found)] = found
-            labels[row, starts] = IGNORE
-            mark = np.zeros(size, dtype=np.int64)
-            mark[starts] = starts
-            if len(found) < size:
-                mark[len(found)] = len(found)  # the padding is a document of its own
-            positions[row] -= np.maximum.accumulate(mark)
-        return Batch(input_ids=ids, labels=labels, position_ids=positions)
+        return self._blocks.batch(blocks)
 
 
 class Order:
