@@ -17,18 +17,18 @@ OTHERS = ("#d62728", "#ff7f0e", "#9467bd", "#8c564b", "#7f7f7f")
 FIGURES = ("backtest-memory.svg", "backtest-throughput.svg")
 
 
-def _new(width: float, height: float) -> tuple[Any, Any]:
-    """Return a figure and its axes, set up so that the file holds neither a date nor chance."""
+def new_figure(width: float, height: float, rows: int | None = None) -> tuple[Any, Any]:
+    """Return a figure and its axes (an array where there are rows), set up to hold neither a date nor chance."""
     import matplotlib as mpl  # noqa: PLC0415  an extra
 
     mpl.use("svg")
     mpl.rcParams.update({"svg.hashsalt": "backtest", "svg.fonttype": "none", "font.size": 8, "axes.axisbelow": True})
     from matplotlib import pyplot  # noqa: PLC0415  after the backend is chosen
 
-    return pyplot.subplots(figsize=(width, height), layout="constrained")
+    return pyplot.subplots(rows or 1, figsize=(width, height), layout="constrained", squeeze=rows is None)
 
 
-def _save(figure: Any, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
     figure.savefig(path, format="svg", metadata={"Date": None})
     from matplotlib import pyplot  # noqa: PLC0415  after the backend is chosen
 
@@ -44,7 +44,7 @@ def _ticks(axis: Any, places: tuple[float, ...]) -> None:
 def memory(path: Path) -> None:
     """Draw each row of the ZeRO table: measured, ours, the other tools."""
     results = [judge.memory_result(row) for row in memory_rows("zero3_peak_llama7b.csv")]
-    figure, axes = _new(8, 4)
+    figure, axes = new_figure(8, 4)
     places = list(range(len(results)))
     ours = [result.ours for result in results]
     around = [
@@ -63,13 +63,13 @@ def memory(path: Path) -> None:
     axes.set_xlabel("peak of a GPU, GiB")
     axes.grid(axis="x", linewidth=0.4)
     figure.legend(fontsize=7, loc="outside upper center", ncols=4)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def throughput(path: Path) -> None:
     """Draw forecast over measured throughput, with intervals, of the fitted rows."""
     results = [judge.speed_result(row) for row in judge.fit.rows()]
-    figure, axes = _new(5, 4.5)
+    figure, axes = new_figure(5, 4.5)
     for engine, colour, name in (("fsdp", OURS, "LLM-foundry, FSDP"), ("deepspeed", OTHERS[0], "LLaMA-7B, DeepSpeed")):
         group = [result for result in results if result.row.setup.engine == engine]
         measured = [result.row.tokens_per_second_per_gpu for result in group]
@@ -86,7 +86,7 @@ def throughput(path: Path) -> None:
     axes.set_ylabel("forecast, with its interval")
     axes.grid(linewidth=0.4)
     axes.legend(fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def stale(folder: Path) -> list[str]:
