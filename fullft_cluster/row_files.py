@@ -72,8 +72,6 @@ def kind_of(path: Path, key: str) -> FileKind:
                 head = more
     except OSError as error:
         raise UsageError(Problem(where, f"cannot be read ({error.strerror})", "Check its permissions.")) from None
-    except ValueError as error:  # a NUL byte in the path
-        raise UsageError(Problem(repr(where), f"is not a path: {error}", fix)) from None
     if head.startswith(b"PAR1"):
         return "parquet"
     for magic, (name, way_out) in _MAGIC.items():

@@ -76,9 +76,9 @@ class Reader:
         view = {**row, **{ours: row[theirs] for ours, theirs in fields.items() if theirs in row}}
         told = tell(view)
         form = told if self.format == "auto" else self.format
-        if form is None:
-            return Problem(where, _no_text(row), _ANY)
-        if told not in (None, form) and not _has_keys(view, form):
+        if told is None or form is None:
+            return Problem(where, _no_text(row), f"Write {EXAMPLES[form]}." if form else _ANY)
+        if told != form and not _has_keys(view, form):
             what = f"row is {told}, and the rows of this source are {form} ({self._told_by})"
             return Problem(where, what, f"Write {EXAMPLES[form]}, or make it a source of its own (data.sources).")
         try:
@@ -117,7 +117,7 @@ def _has_keys(row: Mapping[str, Any], form: str) -> bool:
 
 def _no_text(row: Mapping[str, Any]) -> str:
     """Say what a row has instead of a text."""
-    names = [str(key)[:40] for key in row]
+    names = [key[:40] if key.isprintable() else repr(key[:40]) for key in map(str, row)]
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     return f"row has no text; its keys are {shown}" if names else "row has no text: it is empty"
 

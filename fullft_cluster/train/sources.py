@@ -79,18 +79,27 @@ def hub_rows(source: RowSource, *, streaming: bool = False) -> Iterator[RawRow]:
         raise UsageError(no_rows(name))
 
 
+def hub_fingerprint(source: RowSource, *, streaming: bool = False) -> str:
+    """Return what tells one version of a data set on the hub from another. Raises UsageError."""
+    split, rows = _load(source, streaming=streaming)
+    info = rows.info
+    version = f"{info.config_name} {info.version} {info.download_checksums}" if streaming else rows._fingerprint
+    return f"{source.path} {split} {version}"
+
+
 def _load(source: RowSource, *, streaming: bool) -> tuple[str, Any]:
-    """Return the split that is read, and its rows. Raises UsageError."""
+    """Return the split that is read, and its rows: load_dataset gives all splits where none is named.
+
+    Raises UsageError.
+    """
     import datasets
 
     try:
-        # A list of one split, or None for all of them: a dict either way. The others' files are fetched only for None.
-        split = None if source.split is None else [source.split]
-        found = datasets.load_dataset(source.path, source.subset, split=split, streaming=streaming)
+        found = datasets.load_dataset(source.path, source.subset, split=source.split, streaming=streaming)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(_not_loaded(source, error)) from None
     if source.split is not None:
-        return source.split, found[0]
+        return source.split, found
     for name in ("validation", "test"):
         if name in found:
             return name, found[name]
@@ -107,7 +116,7 @@ def _not_loaded(source: RowSource, error: Exception) -> Problem:
         first = names.strip("[]").split(",")[0].strip("' ") or "NAME"
         what = f"data set {source.path} has several subsets{f': {names}' if names else ''}"
         return Problem(source.key, what, f"Write data.sources: [{{path: {source.path}, subset: {first}}}].")
-    if "Unknown split" in str(error) or "BuilderConfig" in str(error):
+    if any(said in str(error) for said in ("Unknown split", "Bad split", "BuilderConfig")):
         return Problem(source.key, what, "Write split and subset beside its path in data.sources.")
     fix = f"Fetch it where there is internet: hf download --repo-type dataset {source.path} (HF_HOME on the shared "
     fix += "file system; HF_TOKEN where it needs a login), or give its files."
