@@ -73,8 +73,9 @@ def render(job: Job) -> Rendered:
     files = {
         "config.yaml": job.config_yaml,
         "plan.json": job.plan.to_json().decode(),
-        "deepspeed.json": json.dumps(deepspeed_json(job.plan), indent=2) + "\n",
     }
+    if job.plan.engine == "deepspeed":
+        files["deepspeed.json"] = json.dumps(deepspeed_json(job.plan), indent=2) + "\n"
     if job.kubernetes is not None:
         manifests = _manifests(job, job.kubernetes, files)
         parts = tuple(manifests)

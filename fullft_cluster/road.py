@@ -185,9 +185,6 @@ def _of_the_section(config: Config, cluster: Cluster) -> list[Problem]:
 
 def _not_to_submit(config: Config) -> Iterator[Problem]:
     """Yield what a plan may be without, and a job may not."""
-    if config.resources.engine == "fsdp":
-        what = "fsdp is planned for, but not run yet"
-        yield Problem("resources.engine", what, "Leave it out: deepspeed is what runs.")
     if config.data.train is None and not config.data.sources:
         yield Problem("data.train", "is missing", "Write --data train.jsonl.")
 

@@ -72,7 +72,7 @@ def goes_on(path: Path, files: Mapping[str, str]) -> list[str]:
     """
     if not path.exists():
         return []
-    different = [name for name in FILES if _text(path / name) != files[name]]
+    different = [name for name in FILES if _text(path / name) != files.get(name)]
     if different:
         what = f"the run directory {path} exists, and is not this run's: {', '.join(different)} differ"
         raise UsageError(Problem("--name", what, f"Choose another --name, {DELETE}."))

@@ -19,7 +19,9 @@ from fullft_cluster.rundir import RunDir, fsync_path, read_json, write_atomic
 from fullft_cluster.runtime.pod_agent import ENDED_SECONDS, Agent
 from fullft_cluster.runtime.policy import EXIT_DO_NOT_REQUEUE, EXIT_STOPPED
 
-FILES = ("config.yaml", "plan.json", "deepspeed.json")
+OF_DEEPSPEED = "deepspeed.json"
+"""The one file that a run of FSDP does not have."""
+FILES = ("config.yaml", "plan.json", OF_DEEPSPEED)
 MANIFESTS = ("prepare.yaml", "supervisor.yaml", "job.yaml")
 POLL_SECONDS = 1.0
 
@@ -32,7 +34,8 @@ def make(run: RunDir, files: Path) -> None:
 
     It appears whole, by rename. Raises UsageError when another run's is there.
     """
-    texts = {name: (files / name).read_bytes() for name in FILES}
+    there = (name for name in FILES if name != OF_DEEPSPEED or (files / name).exists())
+    texts = {name: (files / name).read_bytes() for name in there}
     manifests = {name: text for name in MANIFESTS if (text := _bytes(files / name)) is not None}
     if not run.path.exists():
         work = RunDir(run.path.with_name(f".{run.name}.{uuid.uuid4().hex}"))

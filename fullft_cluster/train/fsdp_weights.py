@@ -54,5 +54,5 @@ def fill(model: Any, source: Any, device: torch.device, *, on_host: bool) -> Non
     for name, parameter in model.named_parameters():
         whole = weights[name].to(device) if weights else torch.empty(parameter.shape, dtype=kind, device=device)
         dist.broadcast(whole, src=0)
-        part = distribute_tensor(whole.float(), parameter.device_mesh, parameter.placements, src_data_rank=None)
+        part = distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
         parameter.to_local().copy_(part.to_local())

@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fullft_cluster.config import Config
@@ -53,6 +54,7 @@ class Job:
     config: Config
     plan: Plan
     deepspeed: dict[str, Any]
+    """deepspeed.json; empty where the engine is FSDP, which the plan alone sets up."""
     data: dict[str, Any]
     """data.json: `cache`, `key`, `blocks`, ..."""
 
@@ -64,7 +66,7 @@ def read_job(run: RunDir, attempt: int, identity: Identity) -> Job:
     readers = {
         "config": (run.config, read_config),
         "plan": (run.plan, lambda path: Plan.from_json(path.read_bytes())),
-        "deepspeed": (run.deepspeed, lambda path: json.loads(path.read_bytes())),
+        "deepspeed": (run.deepspeed, lambda path: _deepspeed(values.get("plan"), path)),
         "data": (run.data, lambda path: json.loads(path.read_bytes())),
     }
     for name, (path, read) in readers.items():
@@ -85,6 +87,13 @@ def read_job(run: RunDir, attempt: int, identity: Identity) -> Job:
         what = f"the plan has {job.plan.gpus} processes, but WORLD_SIZE is {identity.world_size}"
         raise UsageError(Problem("WORLD_SIZE", what, "Start as many workers as the plan says."))
     return job
+
+
+def _deepspeed(plan: Plan | None, path: Path) -> dict[str, Any]:
+    if plan is not None and plan.engine == "fsdp":
+        return {}
+    found: dict[str, Any] = json.loads(path.read_bytes())
+    return found
 
 
 def set_environment(environment: MutableMapping[str, str], gpu: str) -> None:

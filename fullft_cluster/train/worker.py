@@ -158,6 +158,8 @@ def start_process_group(job: Job) -> None:
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // job.identity.local_world_size))
     if job.plan.engine == "fsdp":
+        if dist.is_initialized():
+            return
         # gloo beside nccl for what is offloaded to the host.
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=limit)
         return

@@ -86,7 +86,8 @@ class Training:
         config = msgspec.convert(self.config, Config)
         plan = make_plan(config, load_model(self.config["model"]), load_cluster("local"), Data(rows=self.shape.rows))
         self.run.plan.write_bytes(plan.to_json())
-        self.run.deepspeed.write_text(json.dumps(deepspeed_json(plan)))
+        if plan.engine == "deepspeed":
+            self.run.deepspeed.write_text(json.dumps(deepspeed_json(plan)))
 
     def copy(self, path: Path) -> Training:
         """Return a copy of the run as it stands, for a test to go on with."""

@@ -130,6 +130,12 @@ def test_every_file_comes_from_the_same_plan() -> None:
     assert "train_micro_batch_size_per_gpu" in result.files["deepspeed.json"]
 
 
+def test_a_run_of_fsdp_has_no_file_of_deepspeeds() -> None:
+    result, plan, _ = rendered(CASES["four-nodes"] | {"resources.engine": "fsdp"})
+    assert set(result.files) == {"config.yaml", "plan.json", "job.sbatch"}
+    assert plan.engine == "fsdp"
+
+
 JOBS = sorted((Path(__file__).parents[2] / "configs/jobs").glob("*.yaml"))
 
 
