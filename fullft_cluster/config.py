@@ -137,8 +137,8 @@ class ResourcesConfig(Frozen, frozen=True):
     price_per_gpu_hour: Annotated[float, Meta(gt=0, le=10**4)] | None = None
     """For the cost; default the cluster profile's."""
     loss: Loss | None = None
-    """How the cross-entropy is computed: `naive` (all logits at once), `chunked` (by pieces of the sequence, less
-    memory), `liger` (Liger's fused kernel, CUDA alone); default chunked on GPUs, naive on CPUs."""
+    """How the cross-entropy is computed: `naive` (all logits at once), `chunked` (by pieces of the sequence: less
+    memory, and faster), `liger` (Liger's fused kernel, CUDA alone); default chunked."""
     attn_implementation: Attention | None = None
     """`flash_attention_2`, `sdpa` or `eager`; default the first of them that this machine can run."""
     liger_kernel: bool = False

@@ -125,7 +125,14 @@ def decision(plan: Plan) -> list[Fact]:
         ("precision", plan.precision),
         ("sharding", f"{sharding(plan, plan.engine)}, {where[plan.offload]}"),
         ("activations", recomputed),
+        ("kernels", kernels(plan)),
     ]
+
+
+def kernels(plan: Plan) -> str:
+    """Return ``flash_attention_2, chunked loss``, and what else computes the layers."""
+    extra = [("Liger's kernels", plan.liger_kernel), ("torch.compile", plan.torch_compile)]
+    return ", ".join([plan.attn_implementation, f"{plan.loss} loss", *(name for name, on in extra if on)])
 
 
 def forecast(plan: Plan) -> list[Fact]:

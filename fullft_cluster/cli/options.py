@@ -45,6 +45,8 @@ FLAGS: dict[str, str] = {
     "offload": "resources.offload",
     "zero_stage": "resources.zero_stage",
     "engine": "resources.engine",
+    "loss": "resources.loss",
+    "attn_implementation": "resources.attn_implementation",
     "objective": "resources.objective",
     "deadline": "resources.deadline",
     "price_per_gpu_hour": "resources.price_per_gpu_hour",
@@ -121,6 +123,14 @@ _PLAN = (
     ),
     click.option("--zero-stage", type=int, help="1, 2 or 3. [default: 3; 2 too where speed or cost is the aim]"),
     click.option("--engine", type=click.Choice(["deepspeed", "fsdp"]), help="[default: deepspeed]"),
+    click.option(
+        "--loss", type=click.Choice(["naive", "chunked", "liger"]), help="How it is computed. [default: chunked]"
+    ),
+    click.option(
+        "--attn-implementation",
+        type=click.Choice(["flash_attention_2", "sdpa", "eager"]),
+        help="[default: the first of them that can run]",
+    ),
     click.option(
         "--objective",
         type=click.Choice(["fewest-gpus", "least-cost", "fastest"]),

@@ -15,7 +15,7 @@ from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.hardware import Cluster, Gpu, load_gpu
 from fullft_cluster.model import ModelSpec
 from fullft_cluster.plan import Plan
-from fullft_cluster.planner import defaults
+from fullft_cluster.planner import defaults, kernels
 from fullft_cluster.planner.assemble import assemble
 from fullft_cluster.planner.calibration import Measured
 from fullft_cluster.planner.choose import choose
@@ -52,6 +52,7 @@ def _contradictions(config: Config, model: ModelSpec, gpu: Gpu) -> Iterator[Prob
     if config.train.precision == "bf16" and not gpu.bf16:
         what = f"{gpu.name} does not compute in bf16"
         yield Problem("train.precision", what, "Take a cluster with A100s or newer GPUs.")
+    yield from kernels.contradictions(config, gpu.name)
     if wanted.engine == "fsdp":
         fix = "Leave one of the two out."
         if wanted.zero_stage in (1, 2):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from fullft_cluster.hardware import CPU
 from fullft_cluster.plan import Interval, Memory, Peaks, Phase, PhaseName, Plan, PlannedModel, Time
-from fullft_cluster.planner import calibration, defaults, speed, storage
+from fullft_cluster.planner import calibration, defaults, kernels, speed, storage
 from fullft_cluster.planner.explain import quantities
 from fullft_cluster.planner.memory import SPREAD, Parts, allocated, interval
 from fullft_cluster.planner.options import compare
@@ -42,6 +42,10 @@ def assemble(task: Task, choice: Choice, data: Data) -> Plan:
         gradient_accumulation_steps=choice.batch.accumulation,
         activation_checkpointing=choice.variant.activation_checkpointing,
         offload=choice.variant.offload,
+        loss=kernels.loss_kind(task.config),
+        attn_implementation=choice.setup.attention,
+        liger_kernel=choice.setup.liger_kernel,
+        torch_compile=choice.setup.torch_compile,
         global_batch_size=choice.global_batch,
         seq_len=train.seq_len,
         learning_rate=train.learning_rate or defaults.learning_rate(model.parameters),

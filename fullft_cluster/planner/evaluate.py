@@ -6,6 +6,7 @@ from fullft_cluster.deepspeed_json import deepspeed_json, zero_optimization
 from fullft_cluster.hardware import CPU
 from fullft_cluster.model import ModelSpec
 from fullft_cluster.plan import Plan
+from fullft_cluster.planner import kernels
 from fullft_cluster.planner.batch import Batch
 from fullft_cluster.planner.layout import Layout
 from fullft_cluster.planner.memory import phases
@@ -32,6 +33,10 @@ def evaluate(task: Task, layout: Layout, batch: Batch, variant: Variant) -> Choi
         offload=variant.offload,
         zero=zero_optimization(task.model.hidden_size, cluster.gpu, variant.offload, variant.zero_stage, hpz),
         engine=wanted.engine,
+        loss=kernels.loss_kind(config),
+        attention=kernels.attention_kind(config, cluster.gpu),
+        liger_kernel=wanted.liger_kernel,
+        torch_compile=wanted.torch_compile,
     )
     memory_gib = task.gpu.memory_gib or cluster.host_memory_gib / layout.gpus_per_node
     return Choice(
@@ -63,4 +68,8 @@ def setup_of(plan: Plan, model: ModelSpec) -> Setup:
         offload=plan.offload,
         zero=deepspeed_json(plan)["zero_optimization"],
         engine=plan.engine,
+        loss=plan.loss,
+        attention=plan.attn_implementation,
+        liger_kernel=plan.liger_kernel,
+        torch_compile=plan.torch_compile,
     )

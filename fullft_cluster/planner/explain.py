@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fullft_cluster.plan import Origin, Quantity, Time
-from fullft_cluster.planner import activations, calibration, defaults, speed, storage
+from fullft_cluster.planner import activations, calibration, defaults, kernels, speed, storage
 from fullft_cluster.planner.setup import Setup
 from fullft_cluster.planner.task import BYTES_PER_TOKEN, Choice, Data, Task
 from fullft_cluster.units import GB, GIB
@@ -39,7 +39,8 @@ PARTS: dict[str, tuple[str, str, Origin]] = {
     ),
     "gradients_in_backward": ("e x parameters / gpus (ZeRO-2); e x parameters (ZeRO-1)", STAGE12, "derived"),
     "activations": (
-        "recomputing: layers x e x hidden x tokens; else layers x (2h(4 + 2e) + 8 + 2e(q + k) + 4H + 4ei) x tokens",
+        "recomputing: layers x e x hidden x tokens; else layers x (2h(4 + 2e) + 8 + 2e(q + k) + 4H + 4ei) x tokens; "
+        "sdpa: + e s for the mask of packed rows, eager: + (4 + e) H s; Liger's kernels: 4eh + 3ei for norms and MLP",
         f"{KORTHIKANTI}; no s^2 term with FlashAttention, https://arxiv.org/abs/2205.14135",
         "derived",
     ),
@@ -54,8 +55,9 @@ PARTS: dict[str, tuple[str, str, Origin]] = {
         "derived",
     ),
     "logits_and_loss": (
-        "tokens x (12 x vocab + hidden x (4 + 3e) + 4)",
-        "cross entropy in fp32: log-softmax and two gradients, in the backward pass; train/engine.py",
+        "tokens x (12 x vocab + hidden x (4 + 3e) + 4); chunked: 8 x vocab x chunk, liger: e x vocab x chunk, "
+        "and e x vocab x hidden for the weight's gradient, in place of 12 x vocab x tokens",
+        "cross entropy in fp32: log-softmax and two gradients, in the backward pass; train/loss.py",
         "derived",
     ),
     "optimizer_step": ("(e + 4) x min(sub_group_size, parameters / gpus)", STAGE3, "derived"),
@@ -80,6 +82,7 @@ def quantities(task: Task, choice: Choice, time: Time, data: Data) -> tuple[Quan
     """Return every number of the plan that has a formula."""
     return (
         *_mathematics(task, choice, data),
+        *kernels.quantities(task.config, choice.setup),
         *_memory(task, choice),
         *_rule_of_thumb(choice.setup),
         *_storage(choice),

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fullft_cluster.model import ModelSpec
-from fullft_cluster.plan import Engine, Offload, Precision, ZeroStage
+from fullft_cluster.plan import Attention, Engine, Offload, Precision, ZeroStage
 
 BYTES: dict[Precision, int] = {"bf16": 2, "fp32": 4}
 """Bytes of an element of parameters, gradients and activations."""
 
-Loss = Literal["naive", "chunked", "fused", "in_output", "shifted"]
-"""How the loss is computed. ``naive``: logits of the whole micro-batch, cast to fp32 (train/engine.py); ``chunked``: by
-pieces of the sequence (Liger, TRL); ``fused``: one kernel that writes the gradient in 16 bits (flash-attn's,
-LLM-foundry); ``in_output``: by the model itself (``labels=``), whose output keeps
-the logits; ``shifted``: the same in transformers up to 4.44, which cast the logits before it kept them and shifted a
-copy (modeling_llama.py, `LlamaForCausalLM.forward`)."""
+Loss = Literal["naive", "chunked", "liger", "fused", "in_output", "shifted"]
+"""How the loss is computed. ``naive``: logits of the whole micro-batch, cast to fp32; ``chunked``: by pieces of the
+sequence; ``liger``: by Liger's kernel (all three: train/loss.py). Of published runs alone: ``fused``, one kernel that
+writes the gradient in 16 bits (flash-attn's, LLM-foundry); ``in_output``: by the model itself (``labels=``), whose
+output keeps the logits; ``shifted``: the same in transformers up to 4.44, which cast the logits before it kept them and
+shifted a copy (modeling_llama.py, `LlamaForCausalLM.forward`)."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Setup:
     accumulation: int = 1
     engine: Engine = "deepspeed"
     loss: Loss = "naive"
+    attention: Attention = "flash_attention_2"
+    liger_kernel: bool = False
+    """Liger's fused RMSNorm, rotary embedding and SwiGLU."""
+    torch_compile: bool = False
     weights_in_graph: bool = False
     """Whether autograd keeps every gathered weight of ZeRO-3 until its backward pass: where activations are kept and
     F.linear

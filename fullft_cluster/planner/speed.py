@@ -44,6 +44,17 @@ ELEMENTWISE = {"fsdp": 40, "deepspeed": 150}
 the backward pass takes twice as much. fsdp: two LayerNorms, two residual sums, GELU on 4h. deepspeed: transformers'
 LLaMA as written, two RMSNorms in fp32 step by step (72), rotation of q and k (34), gated MLP (27), residuals (12)."""
 
+FUSED_ELEMENTWISE = 44
+"""The same where Liger's kernels or torch.compile fuse what surrounds the matrix products: two RMSNorms that read and
+write once (8), rotation of q and k (8), gated MLP (16), residuals (12). By counting; nothing was fitted to it."""
+
+WHOLE_SQUARE = 2
+"""Attention under an explicit mask computes every pair of tokens; causal kernels skip half of them."""
+
+EAGER_BYTES = 22
+"""Bytes of memory traffic per token, head and position that eager attention takes in a forward pass, in bf16: scores
+written, masked, to fp32, softmax, to bf16, read (modeling_llama.py, `eager_attention_forward`)."""
+
 HOST_BYTES_PER_PARAMETER = 52
 """Memory traffic on the host for one parameter of an offloaded step: gradient to fp32 (6), its norm (4), unscaling and
 clipping (8), Adam itself (28), the bf16 copy (6). deepspeed/runtime/zero/stage3.py, csrc/includes/cpu_adam.h."""
@@ -66,6 +77,9 @@ slower than this forecasts, later ones of other stacks are not (docs/backtest.md
 SPREAD_NETWORK = {"one": 0.2, "several": 0.4}
 """Relative uncertainty of the time that is spent on communication, within a node and between nodes (topology, other
 jobs' traffic): it counts by the share of a step that this is, so slow networks make wide intervals. Default."""
+SPREAD_KERNELS = 0.15
+"""More of it for kernels that no fitted run had: Liger's, torch.compile's, attention other than FlashAttention.
+Default."""
 SPREAD_OFFLOAD = 0.40
 """More of it where the host works: its memory and cores differ more than GPUs do. Default."""
 
@@ -118,7 +132,12 @@ def compute_seconds(setup: Setup, gpu: Gpu, constants: Constants = SHIPPED) -> d
     recomputed = model.layer_parameters - model.hidden_size * model.intermediate_size
     matmul = 6 * multiplying(model) + 2 * again * model.num_hidden_layers * recomputed
     attention = (3.5 + again) * 2 * model.num_hidden_layers * setup.seq_len * model.query_size
-    passes = ELEMENTWISE[setup.engine] * setup.element_bytes / 2 * model.num_hidden_layers * model.hidden_size
+    fused = setup.liger_kernel or setup.torch_compile
+    by_unit = model.hidden_size * (FUSED_ELEMENTWISE if fused else ELEMENTWISE[setup.engine])
+    if setup.attention != "flash_attention_2" and setup.gpu != CPU:
+        attention *= WHOLE_SQUARE
+        by_unit += EAGER_BYTES * model.num_attention_heads * setup.seq_len if setup.attention == "eager" else 0
+    passes = by_unit * setup.element_bytes / 2 * model.num_hidden_layers
     peak = gpu.peak_tflops * 1e12
     slowdown = constants.deepspeed_slowdown if setup.engine == "deepspeed" else 1.0
     if setup.gpu == CPU:  # one figure for everything: there is no sheet of data for a core
@@ -196,6 +215,8 @@ def spread(setup: Setup, parts: Mapping[str, float]) -> float:
     squares = SPREAD[setup.engine] ** 2
     squares += SPREAD_OTHER_GPU**2 if setup.gpu not in (*MEASURED_GPUS, CPU) else 0
     squares += (waiting * SPREAD_NETWORK["several" if setup.nodes > 1 else "one"]) ** 2
+    other = setup.liger_kernel or setup.torch_compile or setup.attention != "flash_attention_2"
+    squares += SPREAD_KERNELS**2 if other and setup.gpu != CPU else 0
     squares += SPREAD_OFFLOAD**2 if setup.offload != "none" else 0
     return float(squares**0.5)
 

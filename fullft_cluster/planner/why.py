@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from fullft_cluster.hardware import CPU
 from fullft_cluster.plan_words import count, noun
-from fullft_cluster.planner import activations, calibration, speed
+from fullft_cluster.planner import activations, calibration, kernels, speed
 from fullft_cluster.planner.batch import DEFAULT_GLOBAL_BATCH
 from fullft_cluster.planner.layout import Layout, candidates
 from fullft_cluster.planner.options import next_smaller
@@ -22,6 +22,7 @@ def why(task: Task, choice: Choice, data: Data) -> tuple[str, ...]:
         *_memory(choice),
         *_offload(task, choice),
         *_batch(task, choice),
+        *kernels.why(choice.setup),
         *_time(task, choice, data),
     )
 
@@ -116,8 +117,6 @@ def _batch(task: Task, choice: Choice) -> Iterator[str]:
 
 
 def _time(task: Task, choice: Choice, data: Data) -> Iterator[str]:
-    if task.wanted.engine == "fsdp":
-        yield "FSDP is planned for, but not run yet: `submit` takes DeepSpeed alone."
     if task.tokens is not None and task.tokens < choice.tokens_per_step:
         yield (
             f"The data is less than one global batch: about {task.tokens:,} tokens in all passes, where a step takes "

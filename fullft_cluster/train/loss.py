@@ -66,7 +66,8 @@ class _LossForward:
             return self._original(*args, **inputs)
         positions, kind = inputs.pop("positions"), inputs.pop("loss_kind")
         states = self._model.base_model(*args, **inputs).last_hidden_state.flatten(0, 1)
-        return self._model.get_output_embeddings()(states.index_select(0, positions), targets, kind)
+        states = states.index_select(0, positions)  # by the same name, so that the rest of them is freed
+        return self._model.get_output_embeddings()(states, targets, kind)
 
 
 def _head_loss(
@@ -86,9 +87,7 @@ def _head_loss(
     if kind == "liger" and targets.numel():  # its kernels take no empty batch
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
-        # Without accum_dtype the chunks' gradients of the weight would be summed in bf16.
-        fused = LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE, reduction="sum", accum_dtype=torch.float32)
-        return fused(head.weight, states, targets)
+        return LigerFusedLinearCrossEntropyLoss(ignore_index=IGNORE, reduction="sum")(head.weight, states, targets)
     return F.cross_entropy(original(states).float(), targets, reduction="sum")
 
 
@@ -118,9 +117,12 @@ class _ChunkedLoss(torch.autograd.Function):
             gradient = probabilities.to(weight.dtype)
             del log_probabilities, probabilities
             torch.mm(gradient, weight, out=grad_states[part])
-            grad_weight = _add_product(grad_weight, gradient, states[part])
+            if grad_weight is None:
+                grad_weight = gradient.T @ states[part]
+            else:  # rounded to the weight's precision once a chunk, as gradients of micro-steps are
+                grad_weight.addmm_(gradient.T, states[part])
+            del gradient  # before the next chunk's logits
         if with_gradients:
-            ctx.dtype = weight.dtype
             ctx.save_for_backward(grad_states, grad_weight)
         return loss
 
@@ -128,13 +130,4 @@ class _ChunkedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, scale: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
         grad_states, grad_weight = ctx.saved_tensors
-        return grad_states.mul_(scale), grad_weight.mul_(scale).to(ctx.dtype), None, None
-
-
-def _add_product(total: torch.Tensor | None, gradient: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-    """Return ``total + gradient.T @ states``, in float32 also where they are bf16: the sum of many chunks."""
-    if total is None:
-        return (gradient.T @ states).float()
-    if gradient.dtype == torch.float32:
-        return total.addmm_(gradient.T, states)
-    return total.add_(gradient.T @ states)
+        return grad_states.mul_(scale), grad_weight.mul_(scale), None, None

@@ -98,6 +98,7 @@ def example_plan(**changes: Any) -> Plan:
                            hidden_size=8192, vocab_size=32000),
         cluster="a100-80gb", gpu="a100-80gb", precision="bf16", nodes=2, gpus=16, gpus_per_node=8,
         micro_batch_size=1, gradient_accumulation_steps=4, activation_checkpointing=True, offload="none",
+        loss="chunked", attn_implementation="flash_attention_2",
         global_batch_size=64, seq_len=2048, learning_rate=1e-6, warmup_ratio=0.03, weight_decay=0.0,
         max_grad_norm=1.0, epochs=1, max_steps=None, rows=100_000, seed=42,
         memory=Memory(gpu=peaks(GPU_PHASES, 79.33), host=peaks(HOST_PHASES, 1006.0, spread=0.1),
