@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from msgspec import structs
+import msgspec
 
 from fullft_cluster.config import DataConfig
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.plan import Frozen
-from fullft_cluster.row_files import MAX_ROW_BYTES, kind_of, read_json
+from fullft_cluster.row_files import MAX_ROW_BYTES, RawRow, kind_of, read_json
 from fullft_cluster.row_formats import Reader
+from fullft_cluster.row_probe import probe
 from fullft_cluster.row_sources import RowSource, files_of, sources_of
 from fullft_cluster.rows import MAX_PROBLEMS, check_files, no_rows, parse
 from fullft_cluster.samples import Sample
@@ -42,7 +45,9 @@ class SourceScan(Frozen, frozen=True, kw_only=True):
     """The first of the rows that are passed over."""
     bad_rows: int = 0
     unread: str = ""
-    """Why the rows are not known: `Parquet`, `on the hub`, `not seen from here`."""
+    """Why the rows are not known: `Parquet`, `a data set on the hub`, `not seen from here`."""
+    for_tests: tuple[str, ...] = ()
+    """Files of a directory that are trained on, and whose names are those of a split for tests."""
 
     @property
     def words(self) -> str:
@@ -89,8 +94,9 @@ def _notes(label: str, scans: tuple[SourceScan, ...]) -> Iterator[str]:
     for scan in scans:
         many = len(scans) > 1 or scan.rows is None
         yield f"{label}: {f'{scan.path}: ' if many else ''}{scan.words}"
-        for problem in scan.bad[:SHOWN]:
-            yield f"{label}: passed over: {problem}"
+        yield from (f"{label}: passed over: {problem}" for problem in scan.bad[:SHOWN])
+        for path in scan.for_tests[:SHOWN] if label == "data" else ():
+            yield f"{label}: {path} is trained on too, and its name is that of a split for tests"
 
 
 def scan_data(data: DataConfig, is_elsewhere: Callable[[str], bool] = lambda path: False) -> RowScan:
@@ -102,12 +108,17 @@ def scan_data(data: DataConfig, is_elsewhere: Callable[[str], bool] = lambda pat
     sources, validation = sources_of(data), sources_of(data, validation=True)
     check_files(source for source in (*sources, *validation) if not is_elsewhere(source.path))
     problems: list[Problem] = []
-    scans = [_scan(source, data, is_elsewhere, problems) for source in (*sources, *validation)]
+    scans = []
+    for source in (*sources, *validation):
+        try:
+            scan, wrong = _unread(source, "not seen from here") if is_elsewhere(source.path) else _scan(source, data)
+            scans.append(scan)
+            problems += wrong
+        except UsageError as error:  # a file that is damaged
+            problems += error.problems
     if problems:
-        shown = problems[:MAX_PROBLEMS]
-        if len(problems) >= MAX_PROBLEMS:
-            shown.append(Problem("data", f"gave up after {MAX_PROBLEMS} bad rows"))
-        raise UsageError(shown)
+        more = [Problem("data", f"gave up after {MAX_PROBLEMS} bad rows")] if len(problems) >= MAX_PROBLEMS else []
+        raise UsageError([*problems[:MAX_PROBLEMS], *more])
     return RowScan(
         sources=tuple(scans[: len(sources)]),
         validation=tuple(scans[len(sources) :]),
@@ -115,31 +126,40 @@ def scan_data(data: DataConfig, is_elsewhere: Callable[[str], bool] = lambda pat
     )
 
 
-def _scan(
-    source: RowSource, data: DataConfig, is_elsewhere: Callable[[str], bool], problems: list[Problem]
-) -> SourceScan:
-    """Scan one source; what is wrong with its rows is added to the problems, unless bad rows are passed over."""
-    blank = SourceScan(path=source.path, weight=source.weight)
-    if is_elsewhere(source.path):
-        return _unread(blank, "not seen from here")
+Scanned = tuple[SourceScan, list[Problem]]
+
+
+def _scan(source: RowSource, data: DataConfig) -> Scanned:
+    """Return what is known of one source from here, and what is wrong with it."""
     if source.kind == "hub":
-        return _unread(blank, "a data set on the hub")
-    files = files_of(source)
-    if any(kind_of(path, source.key) == "parquet" for path in files):
-        return _unread(blank, "Parquet")
-    found = _Found()
-    whole = sum(path.stat().st_size for path in files) <= MAX_BYTES
-    limit = MAX_BYTES if whole else HEAD_BYTES // len(files)
-    reader = Reader(source.format, source.fields, train_on_inputs=data.train_on_inputs)
-    for path in files:
-        _look(path, source.key, reader, found, limit)
-        if len(found.bad) + len(problems) >= MAX_PROBLEMS and data.on_bad_row == "error":
-            break
-    problems += _wrong(source.path, found, data)
-    return SourceScan(
-        path=source.path, format=reader.format, rows=round(found.rows), exact=whole, weight=source.weight,
-        text_bytes=round(found.text_bytes), bad=tuple(found.bad), bad_rows=found.bad_rows,
-    )  # fmt: skip
+        return _unread(source, "a data set on the hub")
+    if any(kind_of(path, source.key) == "parquet" for path in files_of(source)):
+        found = probe(source, data)
+        return msgspec.convert(found, Scanned) if found is not None else _unread(source, "Parquet")
+    return scan_source(source, data, json_part)
+
+
+def _unread(source: RowSource, why: str) -> Scanned:
+    return SourceScan(path=source.path, weight=source.weight, unread=why), []
+
+
+class Part(NamedTuple):
+    """A file of a source."""
+
+    rows: Iterator[RawRow]
+    size: int
+    """Bytes."""
+    measure: Callable[[RawRow], float]
+    """How many of them a row is."""
+
+
+def json_part(path: Path, key: str) -> Part:
+    """Return a file of JSON."""
+    return Part(read_json(path, key), path.stat().st_size, _bytes)
+
+
+def _bytes(raw: RawRow) -> float:
+    return len(raw.row) if isinstance(raw.row, bytes) else MAX_ROW_BYTES  # a row that is too long
 
 
 @dataclass
@@ -152,15 +172,35 @@ class _Found:
     bad: list[Problem] = field(default_factory=list)
 
 
-def _look(path: Path, key: str, reader: Reader, found: _Found, limit: int) -> None:
-    """Count the rows of one file from its head of so many bytes; what follows is taken to be alike."""
-    size, read, rows, text_bytes = path.stat().st_size, 0, 0, 0
-    share = 1.0
-    for raw in read_json(path, key):
-        if read > limit:
-            share = size / read
+def scan_source(source: RowSource, data: DataConfig, open_part: Callable[[Path, str], Part]) -> Scanned:
+    """Look at the files of one source; return what was found, and what is wrong."""
+    files = files_of(source)
+    found = _Found()
+    whole = sum(path.stat().st_size for path in files) <= MAX_BYTES
+    limit = MAX_BYTES if whole else HEAD_BYTES // len(files)
+    reader = Reader(source.format, source.fields, train_on_inputs=data.train_on_inputs)
+    for path in files:
+        _look(open_part(path, source.key), reader, found, limit)
+        if len(found.bad) >= MAX_PROBLEMS and data.on_bad_row == "error":
             break
-        read += len(raw.row) if isinstance(raw.row, bytes) else MAX_ROW_BYTES  # a row that is too long
+    scan = SourceScan(
+        path=source.path, format=reader.format, rows=round(found.rows), exact=whole, weight=source.weight,
+        text_bytes=round(found.text_bytes), bad=tuple(found.bad), bad_rows=found.bad_rows,
+        for_tests=tuple(str(path) for path in files if len(files) > 1 and _is_for_tests(path, source.local)),
+    )  # fmt: skip
+    return scan, _wrong(source.path, found, data)
+
+
+def _look(part: Part, reader: Reader, found: _Found, limit: int) -> None:
+    """Count the rows of one file from its head of so many bytes; what follows is taken to be alike."""
+    read = 0.0
+    rows = text_bytes = 0
+    share = 1.0
+    for raw in part.rows:
+        if read > limit:
+            share = part.size / read
+            break
+        read += part.measure(raw)
         row = next(parse([raw], reader))
         if isinstance(row, Sample):
             rows += 1
@@ -174,6 +214,12 @@ def _look(path: Path, key: str, reader: Reader, found: _Found, limit: int) -> No
     found.text_bytes += text_bytes * share
 
 
+def _is_for_tests(path: Path, root: Path) -> bool:
+    """Return whether a file is of a split for tests by its name, as in `data/test-00000-of-00001.parquet`."""
+    words = re.split(r"[^a-z]+", str(path.relative_to(root)).lower())
+    return not {"test", "validation", "valid", "val", "dev", "eval"}.isdisjoint(words)
+
+
 def _wrong(path: str, found: _Found, data: DataConfig) -> list[Problem]:
     """Return what is an error of what was found."""
     if not found.rows and not found.bad_rows:
@@ -181,7 +227,3 @@ def _wrong(path: str, found: _Found, data: DataConfig) -> list[Problem]:
     if data.on_bad_row == "error":
         return found.bad
     return [] if found.rows else [*found.bad, Problem(path, "has no row that can be used")]
-
-
-def _unread(blank: SourceScan, why: str) -> SourceScan:
-    return structs.replace(blank, unread=why)
