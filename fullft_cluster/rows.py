@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fullft_cluster.config import DataConfig
 from fullft_cluster.errors import Problem, UsageError
-from fullft_cluster.row_files import OBJECT_A_LINE, RawRow, decode, kind_of, read_json
+from fullft_cluster.row_files import OBJECT_A_LINE, RawRow, decode, kind_of
 from fullft_cluster.row_formats import EXAMPLES, Reader
 from fullft_cluster.row_sources import RowSource, files_of, is_seen
 from fullft_cluster.samples import BadRow, Sample
@@ -110,12 +110,3 @@ def check_files(sources: Iterable[RowSource]) -> None:
                 problems += error.problems
     if problems:
         raise UsageError(problems[:MAX_PROBLEMS])
-
-
-def read_texts(path: Path) -> Iterator[str]:
-    """Yield the text of every row of a JSON file, prompt and completion joined. Raises UsageError as `read_rows`."""
-    source = RowSource(key="data.train", path=str(path))
-    check_files([source])
-    for row in read_rows([source], DataConfig(), lambda one: open_files(one, lambda p: read_json(p, one.key)), 0):
-        if isinstance(row, Sample):
-            yield row.prompt + row.completion
