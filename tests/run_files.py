@@ -55,7 +55,7 @@ class RunFiles:
 
     def losses(self) -> dict[int, float]:
         """Return the loss of each step; of a step that was computed twice, the last one, which the weights contain."""
-        return {line["step"]: line["loss"] for line in self.lines("metrics.jsonl")}
+        return {line["step"]: line["loss"] for line in self.lines("metrics.jsonl") if "loss" in line}
 
     def weights(self) -> dict[str, str]:
         """Return a digest of each file of weights in the export."""

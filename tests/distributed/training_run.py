@@ -160,7 +160,8 @@ class Training:
 
     def losses(self) -> dict[int, tuple[float, float, float]]:
         """Return (loss, gradient norm, learning rate) by step; of a step done twice the last."""
-        return {line["step"]: (line["loss"], line["grad_norm"], line["lr"]) for line in read_lines(self.run.metrics)}
+        lines = [line for line in read_lines(self.run.metrics) if "loss" in line]
+        return {line["step"]: (line["loss"], line["grad_norm"], line["lr"]) for line in lines}
 
     def report(self, rank: int = 0) -> dict[str, Any]:
         result: dict[str, Any] = json.loads((self.run.exits(self.attempt) / f"rank-{rank}.json").read_text())
