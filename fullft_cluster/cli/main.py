@@ -21,7 +21,7 @@ COMMANDS = {
     "inventory": ("inventory", "inventory"),
     "render": ("planning", "render"),
     "submit": ("planning", "submit"),
-    "prepare": ("planning", "prepare"),
+    "prepare": ("prepare", "prepare"),
     "validate": ("planning", "validate"),
     "lint": ("lint", "lint"),
     "status": ("life", "status"),

@@ -1,4 +1,4 @@
-"""The commands that make a job: render, submit, prepare, validate."""
+"""The commands that make a job: render, submit, validate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Container
@@ -180,31 +179,6 @@ def _make_run_dir(ready: Ready) -> Any:
         world_size=ready.job.plan.gpus,
     )
     return run
-
-
-@click.command()
-@submit_options
-@click.option("--run", "run_path", type=click.Path(path_type=Path), help="Prepare the data of this run directory.")
-def prepare(run_path: Path | None, **options: Any) -> None:
-    """Tokenise and pack the data once, on CPUs. Prints the cache. Needs the `train` extra."""
-    check_environment(sys.executable)
-    command = [sys.executable, "-m", "fullft_cluster.train.prepare"]
-    if run_path is not None:
-        command += ["--run", str(run_path.absolute())]
-        raise click.exceptions.Exit(subprocess.run(command, check=False).returncode)
-    ready = make_ready(options, dry=False)
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch)
-        for name, text in ready.rendered.files.items():
-            (path / name).write_text(text)
-        code = subprocess.run([*command, "--run", scratch], stdout=sys.stderr, check=False).returncode
-        if code:
-            raise click.exceptions.Exit(code)
-        import json
-
-        click.echo(json.loads((path / "data.json").read_text())["cache"])
 
 
 @click.command()

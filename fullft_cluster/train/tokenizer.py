@@ -13,9 +13,17 @@ from fullft_cluster.train.encoder import EncoderSettings
 ROWS_MULTIPLE = 64
 
 
-def tokenizer_source(config: Config, spec: ModelSpec) -> str:
+def spec_of(config: Config) -> ModelSpec | None:
+    """Return the model's shape; None where a tokenizer alone is named, which is enough to look at data."""
+    return None if config.model is None and config.tokenizer else load_model(config.model or "")
+
+
+def tokenizer_source(config: Config, spec: ModelSpec | None) -> str:
     """Return the directory or hub id to load the tokenizer from. Raises UsageError when there is none."""
-    candidates = (config.tokenizer, spec.tokenizer, config.weights, spec.weights)
+    candidates = [config.tokenizer, config.weights]
+    if spec is not None:
+        candidates[1:1] = [spec.tokenizer]
+        candidates.append(spec.weights)
     for candidate in candidates:
         if candidate and candidate != "random":
             return candidate
@@ -27,8 +35,7 @@ def load_tokenizer(config: Config) -> Any:
     """Return the tokenizer. Raises UsageError when it cannot be loaded, has no EOS, or does not fit the model."""
     from transformers import AutoTokenizer
 
-    spec = load_model(config.model or "")
-    source = tokenizer_source(config, spec)
+    source = tokenizer_source(config, spec_of(config))
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
@@ -54,7 +61,8 @@ def vocabulary_size(config: Config, tokenizer: Any) -> int:
     rows are a multiple of 64 then, for the GPU's matrix units
     (https://docs.nvidia.com/deeplearning/performance/dl-performance-matrix-multiplication/index.html#requirements-tc).
     """
-    size = load_model(config.model or "").vocab_size
+    spec = spec_of(config)
+    size = spec.vocab_size if spec else 0
     tokens = 1 + max(tokenizer.get_vocab().values(), default=0)
     if tokens <= size or (config.tokenizer is None and tokenizer.vocab_size > size):
         return size
@@ -73,7 +81,7 @@ def _read_template(path: str) -> str:
 
 def encoder_settings(config: Config, tokenizer: Any) -> EncoderSettings:
     """Return all that decides which tokens a row becomes."""
-    source = tokenizer_source(config, load_model(config.model or ""))
+    source = tokenizer_source(config, spec_of(config))
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
