@@ -196,7 +196,8 @@ def _storage(choice: Choice) -> Iterator[Quantity]:
     )  # fmt: skip
     yield Quantity(
         name="disk", value=choice.disk_bytes / GB, unit="GB",
-        formula="(save_total_limit + 1 in flight) x checkpoint + export",
+        formula="(save_total_limit + 1 in flight) x checkpoint + export"
+        + (" + 2 x export (best, and a better one in flight)" if choice.keeps_best else ""),
         source="retention deletes only after a newer checkpoint is committed", origin="derived",
     )  # fmt: skip
 

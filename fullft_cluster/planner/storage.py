@@ -34,9 +34,13 @@ def export_bytes(parameters: int, precision: Precision) -> int:
     return BYTES[precision] * parameters
 
 
-def disk_bytes(setup: Setup, kept: int) -> int:
-    """Return what a run takes on disk: the kept checkpoints, one in flight, and the export."""
-    return (kept + 1) * checkpoint_bytes(setup) + export_bytes(setup.model.parameters, setup.precision)
+def disk_bytes(setup: Setup, kept: int, *, best: bool) -> int:
+    """Return what a run takes on disk: the kept checkpoints, one in flight, and the export.
+
+    `best`: the weights of the lowest evaluation loss as well, twice while better ones are written.
+    """
+    weights = export_bytes(setup.model.parameters, setup.precision)
+    return (kept + 1) * checkpoint_bytes(setup) + weights * (3 if best else 1)
 
 
 def host_phases(setup: Setup) -> dict[PhaseName, Parts]:

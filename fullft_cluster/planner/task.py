@@ -155,7 +155,13 @@ class Choice:
     @property
     def disk_bytes(self) -> int:
         """Return what the run takes on disk."""
-        return storage.disk_bytes(self.setup, self.task.config.output.save_total_limit)
+        return storage.disk_bytes(self.setup, self.task.config.output.save_total_limit, best=self.keeps_best)
+
+    @property
+    def keeps_best(self) -> bool:
+        """Return whether the weights of the lowest evaluation loss are kept."""
+        data = self.task.config.data
+        return self.task.config.output.save_best and (data.validation is not None or data.validation_fraction > 0)
 
     @property
     def needed_gpu_bytes(self) -> float:

@@ -25,6 +25,7 @@ from fullft_cluster.train.build import build
 from fullft_cluster.train.cache_key import cache_key
 from fullft_cluster.train.encoder import EncoderSettings
 from fullft_cluster.train.tokenizer import encoder_settings, load_tokenizer, padding_id
+from fullft_cluster.train.tracking import check_installed
 
 
 def make_cache(root: Path, config: Config, encoder: EncoderSettings, pad_id: int) -> Path:
@@ -76,6 +77,7 @@ def fetch_weights(config: Config) -> None:
 def prepare(run: RunDir) -> dict[str, Any]:
     """Prepare a run's data and return what data.json says. Raises UsageError."""
     config = read_config(run.config)
+    check_installed(config)  # of the workers: here it is known before GPUs are held
     fetch_weights(config)
     root = Path(config.data.cache_dir) if config.data.cache_dir else run.path.parent / ".cache"
     tokenizer = load_tokenizer(config)

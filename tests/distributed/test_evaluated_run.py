@@ -107,7 +107,7 @@ def test_the_best_weights_have_the_loss_that_was_logged(undisturbed: Training) -
 def test_a_kill_while_the_best_weights_are_written(
     undisturbed: Training, prepared_run: Training, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The next attempt writes them from the checkpoint and ends as if nothing had happened; trackers show each step once."""
+    """The next attempt writes them from the checkpoint and ends as if nothing had happened; trackers too."""
     pytest.importorskip("tensorboard", reason="the extra `tracking` is not installed")
     pytest.importorskip("wandb", reason="the extra `tracking` is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

@@ -193,6 +193,14 @@ def test_a_package_that_is_missing_is_said_by_its_name(monkeypatch: pytest.Monke
     assert "the package wandb is not installed" in str(caught.value)
     assert "fullft-cluster[tracking]" in str(caught.value)
     tracking.check_installed(Config())
+    # Before GPUs are held.
+    from fullft_cluster.train.prepare import prepare_run
+
+    run = RunDir(tmp_path / "prepared")
+    run.make()
+    run.config.write_text("output: {report_to: [wandb]}\n")
+    with pytest.raises(UsageError, match="the package wandb is not installed"):
+        prepare_run(str(run.path))
 
 
 def logged_records(data: bytes) -> Iterator[bytes]:

@@ -170,6 +170,10 @@ def test_the_lead_covers_a_step_and_a_checkpoint() -> None:
 def test_disk_is_what_is_kept_one_in_flight_and_the_export() -> None:
     found = plan("7b", output__save_total_limit=3)
     assert found.disk_gb == pytest.approx(4 * found.checkpoint_gb + found.export_gb)
+    best = plan(output__save_total_limit=3, data__validation_fraction=0.1)
+    assert best.disk_gb == pytest.approx(4 * best.checkpoint_gb + 3 * best.export_gb)
+    off = plan(output__save_total_limit=3, data__validation_fraction=0.1, output__save_best=False)
+    assert off.disk_gb == found.disk_gb
 
 
 def test_every_quantity_explains_itself() -> None:
