@@ -20,6 +20,9 @@ from fullft_cluster.errors import Problem, RunFailedError
 
 MAPPED_BYTES = 1 << 30
 """What is read through memory maps before they are made anew: pages that were read count as resident until then."""
+FAULT_BYTES = 1 << 21
+"""What a look at a few bytes may map: the kernel maps what lies around them too, up to a large folio of the page cache
+(https://docs.kernel.org/admin-guide/mm/transhuge.html)."""
 
 Shape = tuple[int, ...]
 
@@ -102,7 +105,7 @@ class ZeroWeights(Weights):
         values = torch.cat(pieces)  # a copy, also of a single piece: no view of a file leaves
         if len(values) != stop - start:
             raise RunFailedError(Problem(str(self._directory), f"its shards are too short for {name}"))
-        self._mapped += values.nbytes
+        self._mapped += sum(max(piece.nbytes, FAULT_BYTES) for piece in pieces)
         if self._mapped >= self._limit:
             self._open.clear()
             self._mapped = 0

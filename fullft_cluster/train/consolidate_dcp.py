@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ class DcpWeights(Weights):
         entry = self._found[name]
         target = {PREFIX + name: torch.empty(entry.size, dtype=entry.properties.dtype)}
         try:
-            dcp.load(target, storage_reader=self._reader, no_dist=True)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # it tells what no_dist asks for
+                dcp.load(target, storage_reader=self._reader, no_dist=True)
         except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
             first = str(error).strip().split("\n", 1)[0]
             raise RunFailedError(Problem(str(self._directory), f"{name} cannot be read ({first})")) from None
