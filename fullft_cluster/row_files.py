@@ -49,6 +49,8 @@ class RawRow(NamedTuple):
     where: str
     row: Any
     """The bytes of a JSON object, a dict, or the Problem with it."""
+    size: float
+    """Bytes that it takes of its file, at least about."""
 
 
 Opener = Callable[[Path], Iterator[RawRow]]
@@ -99,12 +101,12 @@ def _lines(path: Path) -> Iterator[RawRow]:
                 length = len(line)
                 while not line.endswith(b"\n") and (line := file.readline(1 << 20)):
                     length += len(line)
-                yield RawRow(where, too_long(where, length))
+                yield RawRow(where, too_long(where, length), length)
                 continue
             if number == 1:
                 line = line.removeprefix(BOM)
             if not line.isspace() and line:
-                yield RawRow(where, line)
+                yield RawRow(where, line, len(line))
 
 
 def too_long(where: str, length: int) -> Problem:
@@ -124,7 +126,7 @@ def _array_rows(path: Path) -> Iterator[RawRow]:
         raise UsageError(_not_an_array(path, view, str(error))) from None
     for number, item in enumerate(items, start=1):
         where, row = f"{path}: row {number}", memoryview(item)
-        yield RawRow(where, too_long(where, len(row)) if len(row) > MAX_ROW_BYTES else bytes(row))
+        yield RawRow(where, too_long(where, len(row)) if len(row) > MAX_ROW_BYTES else bytes(row), len(row))
 
 
 def _not_an_array(path: Path, view: memoryview, said: str) -> Problem:
@@ -143,7 +145,7 @@ def _not_an_array(path: Path, view: memoryview, said: str) -> Problem:
 
 def decode(raw: RawRow) -> dict[str, Any] | Problem:
     """Return a row as a dict, or the Problem with it."""
-    where, row = raw
+    where, row, _ = raw
     if not isinstance(row, bytes):
         return row if isinstance(row, dict | Problem) else _no_object(where, b"", row)
     try:

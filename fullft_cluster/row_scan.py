@@ -6,14 +6,13 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
 from fullft_cluster.config import DataConfig
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.plan import Frozen
-from fullft_cluster.row_files import MAX_ROW_BYTES, RawRow, kind_of, read_json
+from fullft_cluster.row_files import RawRow, kind_of, read_json
 from fullft_cluster.row_formats import Reader
 from fullft_cluster.row_probe import probe
 from fullft_cluster.row_sources import RowSource, files_of, sources_of
@@ -136,30 +135,11 @@ def _scan(source: RowSource, data: DataConfig) -> Scanned:
     if any(kind_of(path, source.key) == "parquet" for path in files_of(source)):
         found = probe(source, data)
         return msgspec.convert(found, Scanned) if found is not None else _unread(source, "Parquet")
-    return scan_source(source, data, json_part)
+    return scan_source(source, data, read_json)
 
 
 def _unread(source: RowSource, why: str) -> Scanned:
     return SourceScan(path=source.path, weight=source.weight, unread=why), []
-
-
-class Part(NamedTuple):
-    """A file of a source."""
-
-    rows: Iterator[RawRow]
-    size: int
-    """Bytes."""
-    measure: Callable[[RawRow], float]
-    """How many of them a row is."""
-
-
-def json_part(path: Path, key: str) -> Part:
-    """Return a file of JSON."""
-    return Part(read_json(path, key), path.stat().st_size, _bytes)
-
-
-def _bytes(raw: RawRow) -> float:
-    return len(raw.row) if isinstance(raw.row, bytes) else MAX_ROW_BYTES  # a row that is too long
 
 
 @dataclass
@@ -172,7 +152,7 @@ class _Found:
     bad: list[Problem] = field(default_factory=list)
 
 
-def scan_source(source: RowSource, data: DataConfig, open_part: Callable[[Path, str], Part]) -> Scanned:
+def scan_source(source: RowSource, data: DataConfig, read_file: Callable[[Path, str], Iterator[RawRow]]) -> Scanned:
     """Look at the files of one source; return what was found, and what is wrong."""
     files = files_of(source)
     found = _Found()
@@ -180,7 +160,7 @@ def scan_source(source: RowSource, data: DataConfig, open_part: Callable[[Path, 
     limit = MAX_BYTES if whole else HEAD_BYTES // len(files)
     reader = Reader(source.format, source.fields, train_on_inputs=data.train_on_inputs)
     for path in files:
-        _look(open_part(path, source.key), reader, found, limit)
+        _look(read_file(path, source.key), path.stat().st_size, (reader, limit), found)
         if len(found.bad) >= MAX_PROBLEMS and data.on_bad_row == "error":
             break
     scan = SourceScan(
@@ -191,17 +171,18 @@ def scan_source(source: RowSource, data: DataConfig, open_part: Callable[[Path, 
     return scan, _wrong(source.path, found, data)
 
 
-def _look(part: Part, reader: Reader, found: _Found, limit: int) -> None:
-    """Count the rows of one file from its head of so many bytes; what follows is taken to be alike."""
+def _look(raws: Iterator[RawRow], size: int, how: tuple[Reader, int], found: _Found) -> None:
+    """Count the rows of one file of that size (bytes) up to a limit; what follows is taken to be alike."""
+    reader, limit = how
     read = 0.0
     rows = text_bytes = 0
     share = 1.0
-    for raw in part.rows:
+    for raw in raws:
         if read > limit:
-            share = part.size / read
+            share = size / read
             break
-        read += part.measure(raw)
-        row = next(parse([raw], reader))
+        read += raw.size
+        row = parse(raw, reader)
         if isinstance(row, Sample):
             rows += 1
             text_bytes += len(row.prompt.encode()) + len(row.completion.encode())

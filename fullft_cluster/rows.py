@@ -6,7 +6,9 @@ Parquet and the hub besides. Every error names the file and the line, and what t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fullft_cluster.config import DataConfig
@@ -24,56 +26,103 @@ OpenSource = Callable[[RowSource], Iterator[RawRow]]
 
 
 def read_rows(
-    sources: Iterable[RowSource], data: DataConfig, open_source: OpenSource, seed: int
+    sources: Sequence[RowSource], data: DataConfig, open_source: OpenSource, seed: int
 ) -> Iterator[Sample | BadRow]:
     """Yield the rows of all sources, as often as their weights say; those that cannot be used as BadRow, once each.
 
-    Under `data.on_bad_row: error` none of those is yielded: up to `MAX_PROBLEMS` problems are collected over all
-    sources, and raised as UsageError at once when that many are found, else at the end. Whoever consumes the rows must
+    One source comes after the other; with `data.streaming` they are mixed in proportion, so that a run that ends
+    early has seen all of them.
+
+    Under `data.on_bad_row: error` no BadRow is yielded: up to `MAX_PROBLEMS` problems are collected over all sources,
+    and raised as UsageError at once when that many are found, else at the end. Whoever consumes the rows must
     therefore not use them before the iterator has ended. A source without a good row is an error in either case.
     """
-    strict = data.on_bad_row == "error"
+    tallies = [_Tally(source.path, strict=data.on_bad_row == "error") for source in sources]
+    streams = [_weighted(source, data, open_source, seed) for source in sources]
     problems: list[Problem] = []
-    for source in sources:
-        first: list[Problem] = []
-        good = 0
-        for row in _weighted(source, data, open_source, seed):
-            if isinstance(row, Sample):
-                good += 1
-                yield row
-                continue
-            if len(first) < MAX_PROBLEMS:
-                first.append(row.problem)
-            if not strict:
-                yield row
-                continue
+    for number, row in _mixed(streams) if data.streaming else _in_turn(streams):
+        tally = tallies[number]
+        if isinstance(row, Sample):
+            tally.good += 1
+            yield row
+        elif row is None:
+            tally.check_end()
+        elif tally.strict:
             problems.append(row.problem)
             if len(problems) >= MAX_PROBLEMS:
-                raise UsageError([*problems, Problem(source.path, f"gave up after {MAX_PROBLEMS} bad rows")])
-        if not strict and first and not good:
-            raise UsageError([*first, Problem(source.path, "has no row that can be used")])
+                raise UsageError([*problems, Problem(tally.path, f"gave up after {MAX_PROBLEMS} bad rows")])
+        else:
+            tally.bad += [row.problem] if len(tally.bad) < MAX_PROBLEMS else []
+            yield row
     if problems:
         raise UsageError(problems)
 
 
-def _weighted(source: RowSource, data: DataConfig, open_source: OpenSource, seed: int) -> Iterator[Sample | BadRow]:
+@dataclass
+class _Tally:
+    """What came of one source so far."""
+
+    path: str
+    strict: bool
+    good: int = 0
+    bad: list[Problem] = field(default_factory=list)
+
+    def check_end(self) -> None:
+        """Raise UsageError when the source has ended without a row that can be used."""
+        if self.bad and not self.good:
+            raise UsageError([*self.bad, Problem(self.path, "has no row that can be used")])
+
+
+_Stream = Iterator[tuple[float, Sample | BadRow]]
+"""Rows, each with how far its source is gone through before it, from 0 to 1."""
+_Numbered = Iterator[tuple[int, Sample | BadRow | None]]
+"""Rows with the number of their source; None at its end."""
+
+
+def _in_turn(streams: list[_Stream]) -> _Numbered:
+    for number, stream in enumerate(streams):
+        yield from ((number, row) for _, row in stream)
+        yield number, None
+
+
+def _mixed(streams: list[_Stream]) -> _Numbered:
+    """Yield from the stream that is behind all others: they end together, and each is evenly spread."""
+    heads: list[tuple[float, int, Sample | BadRow | None]] = []
+    for number, stream in enumerate(streams):
+        done, row = next(stream, (1.0, None))
+        heads.append((done, number, row))
+    while heads:
+        position = min(range(len(heads)), key=lambda at: heads[at][:2])
+        _, number, row = heads.pop(position)
+        yield number, row
+        if row is not None:
+            done, following = next(streams[number], (math.inf, None))
+            heads.append((done, number, following))
+
+
+def _weighted(source: RowSource, data: DataConfig, open_source: OpenSource, seed: int) -> _Stream:
     """Yield the rows of a source as often as its weight says, a whole turn at a time: copies lie far apart."""
     reader = Reader(source.format, source.fields, train_on_inputs=data.train_on_inputs)
+    amount = 1.0 if source.kind == "hub" else float(sum(path.stat().st_size for path in files_of(source)))
     for turn in range(source.copies):
-        for row in parse(open_source(source), reader):
+        read = 0.0
+        part = min(source.weight - turn, 1)  # of the rows that are seen in this turn, and so of its length
+        for raw in open_source(source):
+            done = (turn + part * read / amount) / source.weight
+            read += raw.size
+            row = parse(raw, reader)
             if isinstance(row, BadRow):
                 if turn == 0:
-                    yield row
+                    yield done, row
             elif is_seen(row, source, turn, seed):
-                yield row
+                yield done, row
 
 
-def parse(raws: Iterable[RawRow], reader: Reader) -> Iterator[Sample | BadRow]:
-    """Yield rows as samples, or why not."""
-    for raw in raws:
-        decoded = decode(raw)
-        row = decoded if isinstance(decoded, Problem) else reader.read(raw.where, decoded)
-        yield row if isinstance(row, Sample) else BadRow(row)
+def parse(raw: RawRow, reader: Reader) -> Sample | BadRow:
+    """Return a row as a sample, or why it is none."""
+    decoded = decode(raw)
+    row = decoded if isinstance(decoded, Problem) else reader.read(raw.where, decoded)
+    return row if isinstance(row, Sample) else BadRow(row)
 
 
 def open_files(source: RowSource, open_file: Callable[[Path], Iterator[RawRow]]) -> Iterator[RawRow]:

@@ -21,6 +21,8 @@ from fullft_cluster.samples import BadRow, Sample
 
 ROWS_AT_ONCE = 1024
 """Rows of Parquet or of a data set that are made Python objects together."""
+UNKNOWN_ROWS = 1_000_000
+"""Taken for the length of a stream that does not tell its own; only how sources are mixed depends on it."""
 SEED: int = TrainConfig().seed
 
 
@@ -39,10 +41,11 @@ def open_source(source: RowSource, *, streaming: bool = False) -> Iterator[RawRo
     """Yield the rows of one source as they lie there. Raises UsageError."""
     if source.kind == "hub":
         return hub_rows(source, streaming=streaming)
-    return open_files(source, partial(_open_file, key=source.key))
+    return open_files(source, lambda path: read_file(path, source.key))
 
 
-def _open_file(path: Path, key: str) -> Iterator[RawRow]:
+def read_file(path: Path, key: str) -> Iterator[RawRow]:
+    """Yield the rows of a file of any kind. Raises UsageError."""
     return parquet_rows(path) if kind_of(path, key) == "parquet" else read_json(path, key)
 
 
@@ -54,9 +57,10 @@ def parquet_rows(path: Path) -> Iterator[RawRow]:
     numbers = count(1)
     try:
         with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
+            size = path.stat().st_size / max(file.metadata.num_rows, 1)
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
                 for row in batch.to_pylist():
-                    yield RawRow(f"{path}: row {next(numbers)}", row)
+                    yield RawRow(f"{path}: row {next(numbers)}", row, size)
     except (pyarrow.ArrowException, OSError) as error:  # ArrowInvalid, and OSError for a page that is cut off
         said = str(error).splitlines()[0]
         where = f"{path}: row {next(numbers)}"
@@ -68,11 +72,12 @@ def hub_rows(source: RowSource, *, streaming: bool = False) -> Iterator[RawRow]:
     split, rows = _load(source, streaming=streaming)
     name = f"{source.path}{f'/{source.subset}' if source.subset else ''}[{split}]"
     numbers = count(1)
+    size = 1 / _length(rows, split)
     try:
         for batch in rows.iter(batch_size=ROWS_AT_ONCE):
             columns = list(batch)
             for values in zip(*batch.values(), strict=True):
-                yield RawRow(f"{name}: row {next(numbers)}", dict(zip(columns, values, strict=True)))
+                yield RawRow(f"{name}: row {next(numbers)}", dict(zip(columns, values, strict=True)), size)
     except (OSError, ValueError) as error:
         raise UsageError(_not_loaded(source, error)) from None
     if next(numbers) == 1:
@@ -85,6 +90,14 @@ def hub_fingerprint(source: RowSource, *, streaming: bool = False) -> str:
     info = rows.info
     version = f"{info.config_name} {info.version} {info.download_checksums}" if streaming else rows._fingerprint
     return f"{source.path} {split} {version}"
+
+
+def _length(rows: Any, split: str) -> int:
+    """Return the rows of a split; a guess where the hub does not say, for streams are not counted."""
+    if hasattr(rows, "num_rows"):
+        return max(rows.num_rows, 1)
+    known = (rows.info.splits or {}).get(split)
+    return (known.num_examples if known else 0) or UNKNOWN_ROWS
 
 
 def _load(source: RowSource, *, streaming: bool) -> tuple[str, Any]:

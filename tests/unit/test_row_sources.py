@@ -90,6 +90,21 @@ def test_weights_say_how_often_rows_are_seen(tmp_path: Path) -> None:
     assert set(texts(half)) - {"new"} == set(chosen)  # stable when rows are added and reordered
 
 
+def test_streams_of_several_sources_are_mixed_and_end_together(tmp_path: Path) -> None:
+    long = write(tmp_path / "a.jsonl", *[{"text": "a"}] * 300)
+    short = write(tmp_path / "b.jsonl", *[{"text": "b"}] * 50)
+    data = DataConfig(sources=(Source(path=long), Source(path=short, weight=2)), streaming=True)
+    found = "".join(texts(data))
+    assert Counter(found) == {"a": 300, "b": 100}
+    for start in range(0, 400, 40):
+        assert 8 <= found[start : start + 40].count("b") <= 12
+    whole = DataConfig(sources=data.sources)
+    assert "".join(texts(whole)) == "a" * 300 + "b" * 100
+    write(tmp_path / "b.jsonl", {"x": 1})
+    with pytest.raises(UsageError, match=r"b\.jsonl: has no row that can be used"):
+        texts(DataConfig(sources=data.sources, streaming=True, on_bad_row="skip"))
+
+
 def test_bad_rows_of_a_source_that_is_seen_twice_are_counted_once(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"text": "a"}, {"x": 1})
     data = DataConfig(sources=(Source(path=path, weight=2),), on_bad_row="skip")

@@ -47,6 +47,10 @@ def test_parquet_is_read_whatever_its_name_and_in_order(tmp_path: Path) -> None:
     assert found[0] == Sample(f"{path}: row 1", "prompt_completion", "p0", "c")
     assert found[-1] == Sample(f"{path}: row 2500", "prompt_completion", "p2499", "c")
     assert len(found) == 2500
+    mixed = samples(sources=(Source(path=path), Source(path=path, weight=2)), streaming=True)
+    assert len(mixed) == 7500
+    wheres = [row.where for row in mixed if isinstance(row, Sample)]
+    assert wheres.index(f"{path}: row 1250") > 1800
 
 
 def test_chats_of_parquet_are_those_of_json(tmp_path: Path) -> None:
@@ -117,6 +121,7 @@ def test_splits_of_a_data_set(hub: Path, streaming: bool) -> None:
     train = list(hub_rows(dataset(), streaming=streaming))
     assert [row.where for row in train[::2499]] == ["org/name[train]: row 1", "org/name[train]: row 2500"]
     assert [row.row for row in train] == ROWS
+    assert streaming or sum(row.size for row in train) == pytest.approx(1)
     held = list(hub_rows(dataset(split=None), streaming=streaming))
     assert [row.where for row in held] == [f"org/name[test]: row {number}" for number in (1, 2, 3)]
     with pytest.raises(UsageError, match=r"plit.*Write split and subset beside its path in data.sources"):
