@@ -188,12 +188,20 @@ def cancel(name: str, runs_dir: str | None, as_json: bool, now: bool, **where: A
 @runs_dir_option
 @where_options
 @json_option
-def resume(name: str, runs_dir: str | None, as_json: bool, **where: Any) -> None:
-    """Start a run that has ended again, from its newest good checkpoint."""
+@click.option("--nodes", type=click.IntRange(min=1), help="Go on with so many nodes. [default: as before]")
+@click.option("--gpus-per-node", type=click.IntRange(min=1), help="Go on with so many GPUs each. [default: as before]")
+def resume(name: str, runs_dir: str | None, as_json: bool, **options: Any) -> None:
+    """Start a run that has ended again, from its newest good checkpoint.
+
+    On other GPUs than before it is planned anew; what is learnt, the global batch first of all, stays as it is.
+    """
+    where = _where(options)
     target = find_target(name, runs_dir, where)
     state = target.status().state
     if state == "completed":
         raise UsageError(Problem(target.name, "is completed", "Submit a new run to train further."))
+    if options["nodes"] or options["gpus_per_node"]:
+        target.relayout(options["nodes"], options["gpus_per_node"])
     submission = target.resume()
     if as_json:
         print_json(submission)

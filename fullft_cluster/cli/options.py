@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 import click
 import msgspec
 
-from fullft_cluster.config import Format
+from fullft_cluster.config import Config, Format
 from fullft_cluster.config_load import Resolved, resolve
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.inventory.nouns import Inventory
@@ -211,13 +211,13 @@ def _foreign_flags(options: dict[str, Any], backend: str | None) -> Iterator[Pro
             yield Problem(f"--{name}", f"is a flag for Kubernetes, and {named}", fix)
 
 
-def inventory_of(resolved: Resolved) -> Inventory | None:
+def inventory_of(config: Config) -> Inventory | None:
     """Return the nodes that the plan is to be laid on; None where none were asked for. Raises SchedulerError."""
-    if resolved.config.inventory is None:
+    if config.inventory is None:
         return None
     from fullft_cluster.backends.inventory import read_inventory
 
-    return read_inventory(resolved.config.inventory)
+    return read_inventory(config.inventory)
 
 
 def find_run(name: str, runs_dir: str | None) -> RunDir:

@@ -31,7 +31,7 @@ from fullft_cluster.road import to_plan
 def plan(as_json: bool, explain: bool, page: Path | None, **options: Any) -> None:
     """Show nodes, GPUs, memory, batch, time, cost and disk for a model, and why."""
     resolved = resolved_from(options)
-    planned = to_plan(resolved, inventory_of(resolved))
+    planned = to_plan(resolved, inventory_of(resolved.config))
     for note in planned.data_notes:
         say(note)
     if page is not None:

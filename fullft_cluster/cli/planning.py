@@ -40,7 +40,7 @@ def make_ready(options: dict[str, Any], *, dry: bool, taken: Container[str] = ()
     ``dry``: nothing will run, so weights need not be found. ``taken``: names of runs in the cluster.
     """
     resolved = _with_namespace(_with_backend(resolved_from(options)), options.get("context"))
-    inventory = inventory_of(resolved)
+    inventory = inventory_of(resolved.config)
     ready = to_job(resolved, os.environ, inventory, weights_must_exist=not dry, taken=taken)
     for note in ready.notes:
         say(note)
@@ -189,5 +189,5 @@ def validate(**options: Any) -> None:
 
     resolved = _with_backend(resolved_from(options))
     click.echo(to_yaml(resolved), nl=False)
-    to_job(resolved, os.environ, inventory_of(resolved), weights_must_exist=False)
+    to_job(resolved, os.environ, inventory_of(resolved.config), weights_must_exist=False)
     say("valid")

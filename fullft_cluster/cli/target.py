@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 
 from fullft_cluster.backends import Backend, Submission, backend_of
-from fullft_cluster.cli.options import F, apply, find_run, say, status_command
+from fullft_cluster.cli.options import F, apply, find_run, inventory_of, say, status_command
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.render import SCRIPTS
 from fullft_cluster.rundir import RunDir
-from fullft_cluster.status import Status
+from fullft_cluster.status import ENDED, Status
 
 if TYPE_CHECKING:
     from fullft_cluster.backends.kubernetes import KubernetesBackend
@@ -50,6 +50,9 @@ class Target(Protocol):
     def resume(self) -> Submission:
         """Start it again."""
 
+    def relayout(self, nodes: int | None, gpus_per_node: int | None) -> None:
+        """Make a run that has ended ready for other GPUs."""
+
     @property
     def status_command(self) -> str:
         """Return the command that shows it."""
@@ -80,6 +83,23 @@ class DirectoryTarget:
         script = self.run.path / SCRIPTS[str(self.run.read_run()["backend"])]
         return self.backend.resume(self.run, str(script))
 
+    def relayout(self, nodes: int | None, gpus_per_node: int | None) -> None:
+        """Plan it anew for other GPUs, and write its files anew. Raises UsageError unless it has ended."""
+        from fullft_cluster.config_load import read_config
+        from fullft_cluster.plan_words import count
+        from fullft_cluster.relayout import relayout, write
+
+        state = self.status().state
+        if state not in ENDED:
+            raise UsageError(Problem(self.name, f"has not ended ({state})", "Cancel it first."))
+        laid = relayout(self.run, nodes, gpus_per_node, inventory_of(read_config(self.run.config)))
+        kept = write(self.run, laid)
+        plan = laid.plan
+        say(
+            f"planned anew: {count(plan.nodes, 'node')} with {plan.gpus_per_node} each, micro-batch "
+            f"{plan.micro_batch_size} x {plan.gradient_accumulation_steps}; the files before are in {kept}"
+        )
+
     @property
     def status_command(self) -> str:
         """Return the command that shows it."""
@@ -104,6 +124,11 @@ class ClusterTarget:
     def resume(self) -> Submission:
         """Start it again."""
         return self.backend.resume(self.name, say)
+
+    def relayout(self, nodes: int | None, gpus_per_node: int | None) -> None:
+        """Refuse: the pods know their run by the bytes of its plan and configuration."""
+        what = "goes on with the nodes that it was submitted for: on Kubernetes they are a part of its objects"
+        raise UsageError(Problem(self.name, what, "Leave out --nodes and --gpus-per-node."))
 
     @property
     def status_command(self) -> str:
