@@ -32,8 +32,8 @@ def cache_key(data: DataConfig, encoder: EncoderSettings, *, seq_len: int, seed:
     sources = sources_of(data)
     parts = {
         "version": VERSION,
-        "train": [_source(source, streaming=data.streaming) for source in sources],
-        "validation": [_source(s, streaming=data.streaming) for s in sources_of(data, validation=True)],
+        "train": [_source(source) for source in sources],
+        "validation": [_source(s) for s in sources_of(data, validation=True)],
         "data": settings,
         "encoder": msgspec.structs.replace(encoder, chat_template_name=""),
         "seq_len": seq_len,
@@ -43,13 +43,13 @@ def cache_key(data: DataConfig, encoder: EncoderSettings, *, seq_len: int, seed:
     return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()[:32]
 
 
-def _source(source: RowSource, *, streaming: bool) -> dict[str, Any]:
+def _source(source: RowSource) -> dict[str, Any]:
     """Return what of a source decides its rows."""
     settings = {"format": source.format, "fields": source.fields, "weight": source.weight}
     if source.kind == "hub":
         from fullft_cluster.train.sources import hub_fingerprint
 
-        return {**settings, "hub": hub_fingerprint(source, streaming=streaming)}
+        return {**settings, "hub": hub_fingerprint(source)}
     files = files_of(source)
     root = source.local
     with ThreadPoolExecutor(THREADS) as pool:

@@ -7,6 +7,7 @@ Parquet is read by pyarrow, a few thousand rows at a time; a data set on the hub
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -84,20 +85,35 @@ def hub_rows(source: RowSource, *, streaming: bool = False) -> Iterator[RawRow]:
         raise UsageError(no_rows(name))
 
 
-def hub_fingerprint(source: RowSource, *, streaming: bool = False) -> str:
-    """Return what tells one version of a data set on the hub from another. Raises UsageError."""
-    split, rows = _load(source, streaming=streaming)
-    info = rows.info
-    version = f"{info.config_name} {info.version} {info.download_checksums}" if streaming else rows._fingerprint
-    return f"{source.path} {split} {version}"
-
-
 def _length(rows: Any, split: str) -> int:
     """Return the rows of a split; a guess where the hub does not say, for streams are not counted."""
     if hasattr(rows, "num_rows"):
         return max(rows.num_rows, 1)
     known = (rows.info.splits or {}).get(split)
     return (known.num_examples if known else 0) or UNKNOWN_ROWS
+
+
+def hub_fingerprint(source: RowSource) -> str:
+    """Return what tells one state of a data set from another: the commit on the hub, or that which the cache is of.
+
+    Raises UsageError.
+    """
+    import datasets
+
+    with _told(source):
+        builder = datasets.load_dataset_builder(source.path, source.subset)
+    return f"{source.path} {builder.config.name} {source.split} {builder.hash}"
+
+
+@contextmanager
+def _told(source: RowSource) -> Iterator[None]:
+    """Raise UsageError for whatever the hub's library says of a data set that it cannot load."""
+    import datasets
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise UsageError(_not_loaded(source, error)) from None
 
 
 def _load(source: RowSource, *, streaming: bool) -> tuple[str, Any]:
@@ -107,10 +123,8 @@ def _load(source: RowSource, *, streaming: bool) -> tuple[str, Any]:
     """
     import datasets
 
-    try:
+    with _told(source):
         found = datasets.load_dataset(source.path, source.subset, split=source.split, streaming=streaming)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise UsageError(_not_loaded(source, error)) from None
     if source.split is not None:
         return source.split, found
     for name in ("validation", "test"):

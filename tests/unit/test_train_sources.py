@@ -17,7 +17,7 @@ from fullft_cluster.samples import BadRow, Sample
 pytest.importorskip("pyarrow", reason="the train extra is not installed")
 pytest.importorskip("datasets", reason="the train extra is not installed")
 
-from fullft_cluster.train.sources import hub_rows, read_samples
+from fullft_cluster.train.sources import hub_fingerprint, hub_rows, read_samples
 
 ROWS = [{"prompt": f"p{number}", "completion": "c", "nothing": None, "n": number} for number in range(2500)]
 
@@ -159,6 +159,7 @@ def test_a_data_set_in_the_cache_needs_no_hub(hub: Path, monkeypatch: pytest.Mon
     found = samples(sources=(Source(path="org/cached", weight=2),), fields={"prompt": "prompt"})
     assert len(found) == 5000
     assert found[0] == Sample("org/cached[train]: row 1", "prompt_completion", "p0", "c")
+    assert hub_fingerprint(dataset(path="org/cached")) == f"org/cached default train {'a' * 40}"
 
 
 def test_a_data_set_that_cannot_be_had_is_told_with_the_way_to_it(hub: Path) -> None:
@@ -167,5 +168,7 @@ def test_a_data_set_that_cannot_be_had_is_told_with_the_way_to_it(hub: Path) -> 
     assert "hf download --repo-type dataset org/absent" in told
     assert "there is no directory nowhere here" in refused(train="nowhere/rows")
     (hub / "a.jsonl").write_text('{"text": "a"}')
+    with pytest.raises(UsageError, match=r"data.train: data set org/absent cannot be loaded"):
+        hub_fingerprint(dataset(path="org/absent"))
     with pytest.raises(UsageError, match=r"data.validation: data set org/absent cannot be loaded"):
         list(read_samples(DataConfig(train="a.jsonl", validation="org/absent"), validation=True))
