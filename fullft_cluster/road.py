@@ -14,6 +14,7 @@ import msgspec
 from fullft_cluster.config import Config
 from fullft_cluster.config_load import Resolved
 from fullft_cluster.config_paths import absolute, is_elsewhere
+from fullft_cluster.data_sets import look_for_data_sets
 from fullft_cluster.errors import DoesNotFitError, FullftError, Problem, UsageError
 from fullft_cluster.hardware import CPU, Cluster, load_gpu
 from fullft_cluster.hub import fetch_config
@@ -150,6 +151,9 @@ def to_job(
         raise UsageError([*problems, *error.problems, *_of_the_section(config, resolved.cluster)]) from None
     weights, said, wrong = _weights(planned, environ, must_exist=weights_must_exist)
     problems += wrong
+    found, wrong = look_for_data_sets(config, environ, must_exist=weights_must_exist)
+    said += found
+    problems += wrong
     place = run_dir or Path(config.output.runs_dir) / STAND_IN
     final = _final(planned, weights, place.name)
     try:
@@ -187,6 +191,11 @@ def _not_to_submit(config: Config) -> Iterator[Problem]:
     """Yield what a plan may be without, and a job may not."""
     if config.data.train is None and not config.data.sources:
         yield Problem("data.train", "is missing", "Write --data train.jsonl.")
+    if config.data.validation is None and not config.data.validation_fraction:
+        fix = "Give data.validation or data.validation_fraction, or leave it out."
+        for name in ("eval_steps", "early_stopping_patience"):
+            if getattr(config.train, name) is not None:
+                yield Problem(f"train.{name}", "needs a validation set, and there is none", fix)
 
 
 def _weights(

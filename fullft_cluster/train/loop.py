@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 import msgspec
@@ -44,6 +45,25 @@ class Data:
     train: PackedData
     order: Order
     validation: PackedData | None = None
+
+
+def open_data(job: Job) -> Data:
+    """Open what data.json names. Raises DataFault."""
+    plan, train, held_out = job.plan, PackedData(Path(job.data["cache"])), job.data.get("validation")
+    order = Order(
+        blocks=len(train), global_batch_size=plan.global_batch_size, epochs=plan.epochs, max_steps=plan.max_steps,
+        seed=plan.seed,
+    )  # fmt: skip
+    return Data(train, order, PackedData(Path(held_out["cache"])) if held_out else None)
+
+
+def beginning(job: Job, data: Data) -> TrainerState:
+    """Return where a run stands that has no checkpoint."""
+    plan = job.plan
+    return TrainerState(
+        step=0, tokens=0, data_key=data.train.meta.key, seed=plan.seed, seq_len=plan.seq_len,
+        global_batch_size=plan.global_batch_size,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

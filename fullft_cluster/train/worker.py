@@ -92,35 +92,24 @@ def train(job: Job, stop: StopFlag, progress: exits.Progress) -> bool:
     import torch.distributed as dist
 
     from fullft_cluster.train import checkpointing, comm, export
-    from fullft_cluster.train.data import Order, PackedData
     from fullft_cluster.train.engine import compute_device, make_engine
-    from fullft_cluster.train.loop import Data, Trainer
+    from fullft_cluster.train.loop import Trainer, beginning, open_data
 
     check_installed(job.config)
     device = compute_device(job.plan, job.identity.local_rank)
     start_process_group(job)
     # The first collective, while no thread keeps the heartbeat up: ranks that cannot reach each other are a hang.
     comm.sum_over_ranks([1.0], device)
-    data = PackedData(Path(job.data["cache"]))
-    plan = job.plan
-    order = Order(
-        blocks=len(data), global_batch_size=plan.global_batch_size, epochs=plan.epochs, max_steps=plan.max_steps,
-        seed=plan.seed,
-    )  # fmt: skip
-    fresh = checkpointing.TrainerState(
-        step=0, tokens=0, data_key=data.meta.key, seed=plan.seed, seq_len=plan.seq_len,
-        global_batch_size=plan.global_batch_size,
-    )  # fmt: skip
+    data = open_data(job)
+    fresh = beginning(job, data)
     with keep_beating(job, 0, "load"):
-        engine = make_engine(job, device, order.total_steps)
+        engine = make_engine(job, device, data.order.total_steps)
         found = checkpointing.resume(job, engine, fresh)
     progress.step = (found or fresh).step
     if found:
         progress.resumed_from = progress.committed_step = found.step
-    held_out = job.data.get("validation")
-    validation = PackedData(Path(held_out["cache"])) if held_out else None
-    trainer = Trainer(job, engine, Data(data, order, validation), stop)
-    with metrics_of(job, order.total_steps, progress.step) as metrics:
+    trainer = Trainer(job, engine, data, stop)
+    with metrics_of(job, data.order.total_steps, progress.step) as metrics:
         state, stopped = trainer.run(found or fresh, progress, metrics)
     progress.finished = state.finished
     if not stopped:

@@ -161,9 +161,10 @@ class Poison(torch.autograd.Function):
 
 def poison(job: Job) -> None:
     """Train with a loss that is finite throughout, and a gradient that is not: of one micro-batch, on one rank."""
-    from fullft_cluster.train import deepspeed_engine
+    from fullft_cluster.train import deepspeed_engine, fsdp_engine
 
-    right, calls = deepspeed_engine.loss_of, []
+    module: Any = fsdp_engine if job.plan.engine == "fsdp" else deepspeed_engine
+    right, calls = module.loss_of, []
 
     def wrong(*args: Any) -> torch.Tensor:
         calls.append(1)
@@ -171,7 +172,7 @@ def poison(job: Job) -> None:
         loss: torch.Tensor = right(*args)
         return Poison.apply(loss) if job.identity.rank == 1 and len(calls) == last - 1 else loss
 
-    deepspeed_engine.loss_of = wrong
+    module.loss_of = wrong
     progress = Progress()
     said = ""
     try:
@@ -179,7 +180,7 @@ def poison(job: Job) -> None:
     except NotFiniteError as error:
         said = str(error)
     finally:
-        deepspeed_engine.loss_of = right
+        module.loss_of = right
     rank = job.identity.rank
     (job.run.path / f"said-{rank}.json").write_text(json.dumps({"said": said, "committed": progress.committed_step}))
 

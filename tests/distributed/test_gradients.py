@@ -20,7 +20,10 @@ ENGINES = {
     "steps-zero3-at-once": ("deepspeed", 3, 4), "steps-fsdp": ("fsdp", None, 1),
 }  # fmt: skip
 """(Engine, ZeRO stage, micro-batch)."""
-POISONED = {"poison-zero1": 1, "poison-zero2": 2, "poison-zero3": 3}
+POISONED = {
+    "poison-zero1": ("deepspeed", 1, 2), "poison-zero2": ("deepspeed", 2, 2), "poison-zero3": ("deepspeed", 3, 2),
+    "poison-fsdp": ("fsdp", None, 2),
+}  # fmt: skip
 DECAY, CLIP, RATE = 0.5, 0.1, 1e-2
 """So large, or small, that norms and biases that decay, or gradients that are not clipped, would show."""
 MODEL = {
@@ -55,7 +58,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> dict[str, Tra
     made = {}
     for name in (*ENGINES, *POISONED):
         training = made[name] = first.copy(root / name)
-        engine, stage, micro = ENGINES.get(name, ("deepspeed", POISONED.get(name), 2))
+        engine, stage, micro = (ENGINES | POISONED)[name]
         training.config["resources"] |= {"engine": engine, "micro_batch_size": micro}
         if stage:
             training.config["resources"]["zero_stage"] = stage

@@ -167,3 +167,15 @@ def test_everything_wrong_with_a_job_for_slurm_is_told_at_once(data: Path) -> No
     with pytest.raises(UsageError) as refused:
         job(data, real=True, model="65b", slurm__mem="much", **ODD)
     assert {"--name", "weights", "slurm.mem"} == {problem.where for problem in refused.value.problems}
+
+
+def test_evaluating_on_nothing_is_refused(data: Path) -> None:
+    flags = {"train.eval_steps": 10, "train.early_stopping_patience": 2, "model": "tiny"}
+    with pytest.raises(UsageError) as refused:
+        job(data, **flags)
+    assert {problem.where for problem in refused.value.problems} == {
+        "train.eval_steps",
+        "train.early_stopping_patience",
+    }
+    assert "needs a validation set" in str(refused.value)
+    job(data, **flags, **{"data.validation_fraction": 0.1})
