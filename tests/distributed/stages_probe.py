@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 
 from fullft_cluster import checkpoints
@@ -43,13 +44,17 @@ class StopAfter(StopFlag):
 
 def random_weights(path: Path, identity: Identity) -> dict[str, Any]:
     """Return the weights that a run would begin with if it began with random ones."""
-    from deepspeed.runtime.zero import GatheredParameters
-
     from fullft_cluster.train.deepspeed_engine import DeepSpeedEngine
 
     job = read_job(RunDir(path), 1, identity)
     random = msgspec.structs.replace(job.config, weights="random")
-    model = DeepSpeedEngine(replace(job, config=random), torch.device("cpu"), total_steps=1).model()
+    return whole_weights(DeepSpeedEngine(replace(job, config=random), torch.device("cpu"), total_steps=1).model())
+
+
+def whole_weights(model: Any) -> dict[str, Any]:
+    """Return copies of the weights that training computes with."""
+    from deepspeed.runtime.zero import GatheredParameters
+
     weights = {}
     for name, parameter in model.named_parameters():
         with GatheredParameters([parameter] if hasattr(parameter, "ds_shape") else []):
@@ -82,6 +87,34 @@ def check_other_stage(whole: Path, other: Path, identity: Identity) -> None:
         raise AssertionError("a checkpoint of another stage was loaded")
 
 
+def check_bf16(path: Path, identity: Identity) -> None:
+    """Fail unless a checkpoint's weights, rounded to bf16, are those that training in bf16 computes with."""
+    from fullft_cluster.train.consolidate import open_weights
+    from fullft_cluster.train.data import PackedData
+    from fullft_cluster.train.deepspeed_engine import DeepSpeedEngine
+
+    job = read_job(RunDir(path), 1, identity)
+    job = replace(
+        job, plan=msgspec.structs.replace(job.plan, precision="bf16", warmup_ratio=0.0),
+        deepspeed={**job.deepspeed, "bf16": {"enabled": True}},
+    )  # fmt: skip
+    engine = DeepSpeedEngine(job, torch.device("cpu"), total_steps=4)
+    began = whole_weights(engine.model())
+    data = PackedData(Path(job.data["cache"]))
+    for _ in range(job.plan.gradient_accumulation_steps):
+        engine.micro_step(data.batch(np.arange(job.plan.micro_batch_size)), 100)
+    engine.step()
+    directory = path / "bf16"
+    engine.save(directory)
+    torch.distributed.barrier()
+    weights = open_weights(directory)
+    for name, trained in whole_weights(engine.model()).items():
+        master = weights.tensor(name)
+        assert not master.equal(began[name].float()), f"{name} was not trained"
+        assert trained.dtype == torch.bfloat16
+        assert master.bfloat16().equal(trained), name
+
+
 def main() -> None:
     identity = Identity.from_environment(os.environ)
     code = 0
@@ -89,6 +122,8 @@ def main() -> None:
         set_environment(os.environ, "cpu")
         start_process_group(read_job(RunDir(Path(sys.argv[1])), 1, identity))
         check_random_weights([Path(argument) for argument in sys.argv[1:6:2]], identity)
+        for argument in sys.argv[1:4:2]:
+            check_bf16(Path(argument), identity)
         for number, argument in enumerate(sys.argv[1:]):
             run = RunDir(Path(argument))
             if number % 2:

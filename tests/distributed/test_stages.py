@@ -94,3 +94,16 @@ def test_the_export_loads(runs: dict[str, tuple[Training, Training]], way: str) 
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     assert sum(p.numel() for p in model.parameters()) == load_model(training.config["model"]).parameters
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_export_is_what_deepspeed_reads(runs: dict[str, tuple[Training, Training]], way: str) -> None:
+    """Its own script joins the weights of a checkpoint; ours reads them one by one."""
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    training = runs[way][1]
+    (shards,) = (training.run.checkpoints / f"step-{STEPS}").glob("zero*/")
+    theirs = get_fp32_state_dict_from_zero_checkpoint(str(shards.parent), tag=shards.name)
+    ours = training.weights()
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name].equal(tensor) for name, tensor in theirs.items())
