@@ -116,7 +116,8 @@ def make_bench(path: Path, case: Case) -> Bench:
     typed = msgspec.convert(config, Config)
     plan = make_plan(typed, load_model(str(bench.model)), load_cluster("local"), Data(rows=case.rows))
     bench.run.plan.write_bytes(plan.to_json())
-    write_json(bench.run.deepspeed, deepspeed_json(plan))
+    if case.engine == "deepspeed":
+        write_json(bench.run.deepspeed, deepspeed_json(plan))
     bench.run.update_run(attempt=1)
     from fullft_cluster.train.prepare import prepare_run  # noqa: PLC0415  heavy, and the parent needs it here alone
 
