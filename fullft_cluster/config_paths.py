@@ -25,11 +25,14 @@ def absolute(resolved: Resolved) -> Resolved:
     model = config.model
     if model and model.lower() not in presets() and is_there(model):
         model = _absolute_path(model, "model")
+    tokenizer = config.tokenizer
+    if tokenizer and is_there(tokenizer):  # else a hub id
+        tokenizer = _absolute_path(tokenizer, "tokenizer")
     cluster = config.cluster
     if cluster and cluster not in clusters() and is_there(cluster):
         cluster = _absolute_path(cluster, "cluster")
     return _absolute_data(resolved).changed(
-        model=model, cluster=cluster, data__cache_dir=cache_dir, output__runs_dir=runs_dir
+        model=model, cluster=cluster, tokenizer=tokenizer, data__cache_dir=cache_dir, output__runs_dir=runs_dir
     )
 
 

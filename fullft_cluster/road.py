@@ -30,7 +30,7 @@ from fullft_cluster.quoting import check_text
 from fullft_cluster.render import Rendered, render
 from fullft_cluster.row_scan import RowScan, scan_data
 from fullft_cluster.run_choice import choose_run_dir, goes_on, same_config
-from fullft_cluster.weights import Weights, check_same_model, find_weights
+from fullft_cluster.weights import Weights, check_same_model, check_tokenizer, find_weights
 
 STAND_IN = "run"
 """The name of a run whose own is refused, so that all else that is wrong is found too."""
@@ -206,7 +206,9 @@ def _weights(
     problems: list[Problem] = []
     ref = planned.resolved.config.weights or planned.model.weights
     try:
-        weights = find_weights(ref, planned.model.tokenizer, environ, ask_hub=must_exist)
+        tokenizer = planned.resolved.config.tokenizer
+        notes += filter(None, [check_tokenizer(tokenizer, environ)])
+        weights = find_weights(ref, tokenizer or planned.model.tokenizer, environ, ask_hub=must_exist)
         notes += [f"weights {weights.ref}: {weights.note}"] if weights.note else []
     except UsageError as error:
         config = planned.resolved.config

@@ -66,6 +66,34 @@ def find_weights(
     return _cached_or_on_hub(ref, tokenizer, environ, ask_hub=ask_hub)
 
 
+def check_tokenizer(ref: str | None, environ: Mapping[str, str]) -> str:
+    """Return what the user should know of a tokenizer that is named beside the weights, or nothing.
+
+    Raises UsageError when it is a directory without one, or neither a directory nor a hub id.
+    """
+    if ref is None:
+        return ""
+    where = "tokenizer"
+    try:
+        path = Path(ref).expanduser()
+        if path.exists() or not HUB_ID.fullmatch(ref):
+            if not path.is_dir():
+                raise UsageError(Problem(where, f"{ref!r}: no such directory, and not a hub id", "Give one with it."))
+            if not _is_filled(path / "tokenizer.json"):
+                fix = f"Training takes fast tokenizers: {_CONVERT}."
+                raise UsageError(Problem(where, f"{ref!r} has no tokenizer.json", fix))
+            return ""
+    except (OSError, RuntimeError) as error:
+        raise UsageError(Problem(where, f"{ref!r} cannot be looked at: {error}", "Check the path.")) from None
+    if any(_is_filled(snapshot / "tokenizer.json") for snapshot in snapshots(ref, environ)):
+        return ""
+    absent = f"tokenizer {ref} is not in the cache {hub_cache(environ)}"
+    if is_offline(environ):
+        fix = f"Run `hf download {ref}` where there is internet, or give a directory."
+        raise UsageError(Problem(where, f"{absent}, and HF_HUB_OFFLINE is set", fix))
+    return f"{absent}: the preparation downloads it, so its node needs internet"
+
+
 def check_same_model(weights: Weights, model: ModelSpec) -> None:
     """Raise UsageError with every difference when the weights at hand are of another shape than the model."""
     if weights.directory is None:

@@ -58,20 +58,24 @@ def make_cache(root: Path, config: Config, encoder: EncoderSettings, pad_id: int
 
 
 def fetch_weights(config: Config) -> None:
-    """Bring weights that are named by a hub id into the local cache: compute nodes often have no internet."""
-    reference = config.weights
-    if not reference or reference == "random" or Path(reference).exists():
-        return
+    """Bring weights and tokenizer named by a hub id into the local cache: compute nodes often have no internet.
+
+    Raises UsageError.
+    """
     from huggingface_hub import snapshot_download
 
     beside = ["*.json", "*.model", "*.txt", "*.jinja"]
-    try:
-        found = snapshot_download(reference, allow_patterns=["*.safetensors", *beside])
-        if not any(Path(found).glob("*.safetensors")):
-            snapshot_download(reference, allow_patterns=["pytorch_model*.bin"])
-    except (OSError, ValueError) as error:
-        fix = "Fetch it where there is internet: hf download " + reference
-        raise UsageError(Problem("weights", f"{reference} cannot be fetched ({error})", fix)) from None
+    for key, patterns in (("weights", ["*.safetensors"]), ("tokenizer", [])):
+        reference = getattr(config, key)
+        if not reference or reference == "random" or Path(reference).exists():
+            continue
+        try:
+            found = snapshot_download(reference, allow_patterns=[*patterns, *beside])
+            if patterns and not any(Path(found).glob("*.safetensors")):
+                snapshot_download(reference, allow_patterns=["pytorch_model*.bin"])
+        except (OSError, ValueError) as error:
+            fix = "Fetch it where there is internet: hf download " + reference
+            raise UsageError(Problem(key, f"{reference} cannot be fetched ({error})", fix)) from None
 
 
 def prepare(run: RunDir) -> dict[str, Any]:

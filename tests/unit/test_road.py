@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fullft_cluster.config_load import resolve
 from fullft_cluster.errors import UsageError
@@ -179,3 +180,13 @@ def test_evaluating_on_nothing_is_refused(data: Path) -> None:
     }
     assert "needs a validation set" in str(refused.value)
     job(data, **flags, **{"data.validation_fraction": 0.1})
+
+
+def test_a_tokenizer_is_found_from_every_node(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (data.parent / "words").mkdir()
+    (data.parent / "words" / "tokenizer.json").write_text("{}")
+    monkeypatch.chdir(data.parent)
+    ready = job(data, model="tiny", tokenizer="words")
+    assert yaml.safe_load(ready.job.config_yaml)["tokenizer"] == f"{data.parent}/words"
+    with pytest.raises(UsageError, match="tokenizer: 'wrds': no such directory"):
+        job(data, model="tiny", tokenizer="wrds", real=True)

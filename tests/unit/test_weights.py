@@ -12,7 +12,7 @@ import pytest
 
 from fullft_cluster.errors import UsageError
 from fullft_cluster.model import load_model
-from fullft_cluster.weights import check_same_model, find_weights
+from fullft_cluster.weights import check_same_model, check_tokenizer, find_weights
 
 WHOLE = ("config.json", "model.safetensors", "tokenizer.json")
 
@@ -242,3 +242,19 @@ def test_random_weights_say_which_models_have_them() -> None:
 def test_paths_that_cannot_be_looked_at(ref: str) -> None:
     with pytest.raises(UsageError, match="weights"):
         find_weights(ref, None, {})
+
+
+def test_a_tokenizer_beside_the_weights(tmp_path: Path) -> None:
+    offline = {"HF_HOME": str(tmp_path), **OFFLINE}
+    assert check_tokenizer(None, offline) == ""
+    assert check_tokenizer(str(fill(tmp_path / "t", "tokenizer.json")), offline) == ""
+    with pytest.raises(UsageError, match=r"has no tokenizer\.json.*save_pretrained"):
+        check_tokenizer(str(fill(tmp_path / "w", "tokenizer.model")), offline)
+    with pytest.raises(UsageError, match="no such directory, and not a hub id"):
+        check_tokenizer(str(tmp_path / "absent"), offline)
+    with pytest.raises(UsageError, match="HF_HUB_OFFLINE is set"):
+        check_tokenizer("org/name", offline)
+    assert "the preparation downloads it" in check_tokenizer("org/name", {"HF_HOME": str(tmp_path)})
+    fill(tmp_path / "hub" / "models--org--name" / "snapshots" / "abc", "tokenizer.json")
+    assert check_tokenizer("org/name", offline) == ""
+    assert find_weights("random", "org/name", offline).kind == "random"
