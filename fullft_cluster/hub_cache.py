@@ -7,6 +7,7 @@ The cache: ``$HF_HUB_CACHE``, else ``$HF_HOME/hub``, else ``~/.cache/huggingface
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -46,6 +47,23 @@ def snapshots(ref: str, environ: Mapping[str, str]) -> list[Path]:
         return sorted((folder / "snapshots").iterdir())
     except OSError:
         return []
+
+
+def has_data_set(ref: str, environ: Mapping[str, str]) -> bool:
+    """Return whether something of a data set is cached: as `load_dataset` keeps it, or as `hf download` does.
+
+    ``$HF_DATASETS_CACHE``, else ``datasets`` beside the hub's cache, has it by its name in snake case
+    (https://github.com/huggingface/datasets/blob/main/src/datasets/naming.py).
+    """
+    owner, _, name = ref.partition("/")
+    snake = re.sub(r"([a-z\d])([A-Z])", r"\1_\2", re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", name)).lower()
+    given = environ.get("HF_DATASETS_CACHE")
+    prepared = (_expanded(given) if given else hub_home(environ) / "datasets") / f"{owner}___{snake}"
+    downloaded = hub_cache(environ) / f"datasets--{owner}--{name}" / "snapshots"
+    try:
+        return any(path.is_dir() and any(path.iterdir()) for path in (prepared, downloaded))
+    except OSError:
+        return False
 
 
 def _expanded(path: str) -> Path:

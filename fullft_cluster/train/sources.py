@@ -6,8 +6,7 @@ Parquet is read by pyarrow, a few thousand rows at a time; a data set on the hub
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -100,18 +99,29 @@ def hub_fingerprint(source: RowSource) -> str:
     """
     import datasets
 
-    with _told(source):
-        builder = datasets.load_dataset_builder(source.path, source.subset)
-    return f"{source.path} {builder.config.name} {source.split} {builder.hash}"
+    place, builder = _from_hub(source, datasets.load_dataset_builder)
+    commit = Path(place).name if place != source.path else builder.hash
+    return f"{source.path} {builder.config.name} {source.split} {commit}"
 
 
-@contextmanager
-def _told(source: RowSource) -> Iterator[None]:
-    """Raise UsageError for whatever the hub's library says of a data set that it cannot load."""
+def _from_hub(source: RowSource, load: Callable[..., Any], **more: Any) -> tuple[str, Any]:
+    """Return what `load` gives for a data set, and where it was loaded from: its id, or a snapshot in the cache.
+
+    Without the hub `datasets` finds what it has prepared itself, but not what `hf download` brought. Raises UsageError.
+    """
     import datasets
+    from huggingface_hub import snapshot_download
 
+    place = source.path
     try:
-        yield
+        try:
+            return place, load(place, source.subset, **more)
+        except ConnectionError as error:
+            try:
+                place = snapshot_download(place, repo_type="dataset", local_files_only=True)
+            except (OSError, ValueError):  # LocalEntryNotFoundError is both
+                raise error from None
+            return place, load(place, source.subset, **more)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UsageError(_not_loaded(source, error)) from None
 
@@ -123,8 +133,7 @@ def _load(source: RowSource, *, streaming: bool) -> tuple[str, Any]:
     """
     import datasets
 
-    with _told(source):
-        found = datasets.load_dataset(source.path, source.subset, split=source.split, streaming=streaming)
+    _, found = _from_hub(source, datasets.load_dataset, split=source.split, streaming=streaming)
     if source.split is not None:
         return source.split, found
     for name in ("validation", "test"):

@@ -162,6 +162,17 @@ def test_a_data_set_in_the_cache_needs_no_hub(hub: Path, monkeypatch: pytest.Mon
     assert hub_fingerprint(dataset(path="org/cached")) == f"org/cached default train {'a' * 40}"
 
 
+def test_a_data_set_that_was_downloaded_needs_no_hub(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = hub / "hub" / "datasets--org--loaded"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(hub / "hub"))
+    (folder / "snapshots" / "c0ffee").mkdir(parents=True)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("c0ffee")
+    (hub / "org" / "name" / "data").rename(folder / "snapshots" / "c0ffee" / "data")
+    assert [row.row for row in hub_rows(dataset(path="org/loaded"))] == ROWS
+    assert hub_fingerprint(dataset(path="org/loaded")) == "org/loaded default train c0ffee"
+
+
 def test_a_data_set_that_cannot_be_had_is_told_with_the_way_to_it(hub: Path) -> None:
     told = refused(train="org/absent")
     assert told.startswith("data.train: data set org/absent cannot be loaded: Couldn't ")
