@@ -16,7 +16,8 @@ fullft-cluster plan --config configs/jobs/tiny-local.yaml --data configs/sample/
 step "2/7 render: the script that would be started"
 fullft-cluster render "${job[@]}"
 
-step "3/7 prepare: tokenise and pack once"
+step "3/7 prepare: what will be learnt, then tokenise and pack once"
+fullft-cluster prepare --preview "${job[@]}"
 fullft-cluster prepare "${job[@]}"
 
 step "4/7 submit: two ZeRO-3 processes"
