@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from fullft_cluster.errors import Problem
-from fullft_cluster.train import comm, universal
+from fullft_cluster.train import comm, kernels, universal
 from fullft_cluster.train.attention import choose_attention, model_inputs
 from fullft_cluster.train.data import Batch
 from fullft_cluster.train.exits import CheckpointFault
@@ -52,6 +52,8 @@ class DeepSpeedEngine:
         model = make_model(job, self._attention)
         if job.plan.activation_checkpointing:
             enable_recomputation(model)
+        kernels.apply(model, job.plan, device)
+        self._checked = kernels.CompileCheck(job.plan)
         warmup = warmup_steps(total_steps, job.plan.warmup_ratio)
         self._engine, _, _, _ = deepspeed.initialize(
             model=model,
@@ -64,7 +66,7 @@ class DeepSpeedEngine:
     def micro_step(self, batch: Batch, labels_in_step: int) -> torch.Tensor:
         """See `Engine`."""
         inputs, labels = model_inputs(batch, self.device, flatten=self._attention == "flash_attention_2")
-        loss = loss_of(self._engine, inputs, labels, self._loss)
+        loss = self._checked(lambda: loss_of(self._engine, inputs, labels, self._loss))
         # ZeRO averages gradients over ranks, so the factor makes a sum of it; scale_wrt_gas would average micro-steps.
         self._engine.backward(loss * (self._world_size / labels_in_step), scale_wrt_gas=False)
         self._last_loss = loss.detach()

@@ -1,4 +1,4 @@
-"""One rank that computes a loss and its gradients plainly, under ZeRO-3 and under FSDP2, and compares them.
+"""One rank that computes a loss and its gradients plainly, under ZeRO-3 and under FSDP2, compiled too; all are equal.
 
     RANK=.. LOCAL_RANK=.. WORLD_SIZE=.. LOCAL_WORLD_SIZE=.. MASTER_ADDR=.. MASTER_PORT=.. python loss_probe.py
 
@@ -7,9 +7,13 @@ The first micro-step leaves rank 1 without any label: it has to take part in the
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
+import weakref
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import deepspeed
@@ -21,6 +25,7 @@ from training_run import SHAPE
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations import HfDeepSpeedConfig
 
+from fullft_cluster.train import kernels
 from fullft_cluster.train import loss as loss_module
 from fullft_cluster.train.loss import loss_of, token_loss_sum
 from fullft_cluster.train.setup import set_environment
@@ -63,9 +68,11 @@ def plainly(tied: bool, rank: int) -> Result:
     return losses, {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def under_zero(tied: bool, rank: int, kind: Any) -> Result:
+def under_zero(tied: bool, rank: int, kind: Any, *, compiled: bool = False) -> Result:
     held = HfDeepSpeedConfig(ZERO)
     model = make_model(tied)
+    if compiled:
+        kernels.compile_layers(model, SimpleNamespace(engine="deepspeed", zero_stage=3))
     engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=ZERO)
     losses = []
     for step in range(2):
@@ -96,6 +103,29 @@ def under_fsdp(tied: bool, rank: int, kind: Any) -> Result:
     return losses, {name: parameter.grad.full_tensor() for name, parameter in model.named_parameters()}
 
 
+def check_that_compiled_layers_let_go(rank: int) -> None:
+    """Of their gathered weights: the graph for the backward pass must not hold views of them."""
+    held = HfDeepSpeedConfig(ZERO)
+    model = make_model(tied=False)
+    kernels.compile_layers(model, SimpleNamespace(engine="deepspeed", zero_stage=3))
+    layer, storages = model.model.layers[0], []
+    compute = layer.forward
+
+    def watch(*args: Any, **options: Any) -> Any:
+        result = compute(*args, **options)
+        storages.extend(weakref.ref(parameter.untyped_storage()) for parameter in layer.parameters())
+        return result
+
+    layer.forward = watch
+    engine, *_ = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=ZERO)
+    loss = loss_of(engine, *micro_batch(1, rank), "chunked")
+    gc.collect()
+    assert [storage() for storage in storages] == [None] * 9
+    engine.backward(loss)
+    engine.destroy()
+    del held
+
+
 def compare(what: str, found: Result, expected: Result) -> None:
     assert torch.allclose(torch.tensor(found[0]), torch.tensor(expected[0]), rtol=1e-6), (what, found[0], expected[0])
     assert found[1].keys() == expected[1].keys()
@@ -118,6 +148,11 @@ def main() -> None:
             for kind in KINDS:
                 compare(f"fsdp {kind} tied={tied}", under_fsdp(tied, rank, kind), expected)
                 compare(f"zero-3 {kind} tied={tied}", under_zero(tied, rank, kind), expected)
+        # Inductor, which needs a C++ compiler, comes after what is tested here: graphs and hooks.
+        torch.compile = partial(torch.compile, backend="aot_eager")
+        expected = plainly(False, rank)
+        compare("zero-3, compiled", under_zero(False, rank, "chunked", compiled=True), expected)
+        check_that_compiled_layers_let_go(rank)
         dist.barrier()
     except BaseException:
         traceback.print_exc()
