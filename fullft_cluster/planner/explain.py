@@ -73,7 +73,8 @@ HOST_PARTS = {
     "workers": "4 GiB a process; on CPUs the processes' whole memory",
     "offloaded": "(16 + e) x the node's share of the parameters (+ e with the parameters); page-locked "
     "blocks rounded up to powers of 2",
-    "weights": "e x parameters, whole on rank 0 while it loads and exports; on every rank under ZeRO-1 and 2",
+    "weights": "e x parameters, whole on rank 0 while it loads; on every rank under ZeRO-1 and 2",
+    "export": "a file of 5 GB, the largest tensor in fp32 and 1 GiB of the mapped checkpoint, on rank 0 at the end",
     "checkpoint_shards": "12 x the node's share of the parameters, while a run resumes",
 }
 

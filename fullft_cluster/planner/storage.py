@@ -12,7 +12,15 @@ from fullft_cluster.units import GIB
 HOST_PROCESS_BYTES = 4 * GIB
 """A worker with CUDA, torch and deepspeed loaded, and its data. Default."""
 
-SPREAD = {"workers": (0.7, 1.5), "offloaded": (0.95, 1.05), "weights": (0.9, 1.1), "checkpoint_shards": (1.0, 1.1)}
+EXPORT_FILE_BYTES = 5 * 10**9
+"""Of a file of the export, in memory while it is written; what the hub's own libraries take by default."""
+EXPORT_MAPPED_BYTES = 1 << 30
+"""Of the checkpoint's files, read through memory maps, before those are made anew."""
+
+SPREAD = {
+    "workers": (0.7, 1.5), "offloaded": (0.95, 1.05), "weights": (0.9, 1.1), "export": (0.5, 1.1),
+    "checkpoint_shards": (1.0, 1.1),
+}  # fmt: skip
 """(low, high) of each part as factors of the expected bytes."""
 
 
@@ -34,6 +42,13 @@ def export_bytes(parameters: int, precision: Precision) -> int:
     return BYTES[precision] * parameters
 
 
+def export_memory(setup: Setup) -> int:
+    """Return what an export has in memory: a file of it, the largest tensor in fp32, and what is mapped."""
+    file = min(EXPORT_FILE_BYTES, export_bytes(setup.model.parameters, setup.precision))
+    mapped = min(EXPORT_MAPPED_BYTES, FP32 * setup.model.parameters)
+    return file + FP32 * largest_tensor(setup.model) + mapped
+
+
 def disk_bytes(setup: Setup, kept: int, *, best: bool) -> int:
     """Return what a run takes on disk: the kept checkpoints, one in flight, and the export.
 
@@ -47,7 +62,7 @@ def host_phases(setup: Setup) -> dict[PhaseName, Parts]:
     """Return the parts of a node's host memory in each phase, in bytes.
 
     load: rank 0 reads the weights whole (transformers' from_pretrained under zero.Init); under ZeRO-1 and 2 every rank
-    does. train: what is offloaded. save: the same; at the end rank 0 gathers the weights whole for the export. resume:
+    does. train: what is offloaded. save: the same; at the end rank 0 holds a file of the export at a time. resume:
     each process holds its shard of the checkpoint beside what the optimizer keeps on the host, under ZeRO-1 and 2 the
     weights too. On CPUs the processes'
     whole memory is the node's.
@@ -64,7 +79,7 @@ def host_phases(setup: Setup) -> dict[PhaseName, Parts]:
         "forward": {},
         "backward": {},
         "optimizer_step": {},
-        "save": {"weights": weights},
+        "save": {"export": export_memory(setup)},
         "resume": {
             "checkpoint_shards": OPTIMIZER_BYTES * share,
             "weights": 0 if setup.zero_stage == 3 else weights * processes,

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import torch
 
 from fullft_cluster.errors import Problem, RunFailedError
+from fullft_cluster.planner.storage import EXPORT_MAPPED_BYTES
 
-MAPPED_BYTES = 1 << 30
+MAPPED_BYTES = EXPORT_MAPPED_BYTES
 """What is read through memory maps before they are made anew: pages that were read count as resident until then."""
 FAULT_BYTES = 1 << 21
 """What a look at a few bytes may map: the kernel maps what lies around them too, up to a large folio of the page cache

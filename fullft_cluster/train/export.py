@@ -50,7 +50,8 @@ def export(job: Job, step: int, target: Path | None = None) -> Path:
     def write() -> None:
         if (read_json(final / MARK) or {}).get("step") != step:
             checkpoints.attempt_fence(job.run, job.attempt)()
-            export_checkpoint(job.run, job.run.checkpoints / f"step-{step}", final)
+            form = Form(say=lambda text: print(f"export: {text}", flush=True))
+            export_checkpoint(job.run, job.run.checkpoints / f"step-{step}", final, form)
 
     comm.on_rank_zero(write)
     return final

@@ -108,6 +108,8 @@ def test_host_memory_under_offload_and_while_resuming() -> None:
     assert resuming["offloaded"] == pytest.approx(training - 8 * P7B, rel=1e-4), "what is loaded becomes the moments"
     assert storage.host_phases(setup(2))["load"]["weights"] == 8 * 2 * P7B, "every rank loads the whole model"
     assert storage.host_phases(setup(3))["load"]["weights"] == 2 * P7B
+    saving = storage.host_phases(setup(3))["save"]["export"]
+    assert saving == 5e9 + 4 * 32000 * 4096 + 2**30, "a file, the embeddings in fp32, what is mapped: not the model"
 
 
 @pytest.mark.parametrize(("size", "block"), [(0, 0), (1, 1), (3, 4), (4, 4), (2**30 + 1, 2**31)])
