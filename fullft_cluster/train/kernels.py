@@ -13,6 +13,7 @@ import torch
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.plan import Plan, Precision
 from fullft_cluster.train import comm
+from fullft_cluster.train.document_attention import use_document_attention
 
 COMPILED_DIFFERENCE: dict[Precision, float] = {"bf16": 5e-3, "fp32": 1e-4}
 """The most that the losses of a micro-batch may differ by, relatively, compiled and not. Fused kernels round less
@@ -39,6 +40,8 @@ def apply(model: Any, plan: Plan, device: torch.device) -> None:
         _apply_liger(model)
     if plan.torch_compile:
         compile_layers(model, plan)
+    elif device.type == "cpu" and model.config._attn_implementation == "sdpa":
+        use_document_attention(model)  # its loop over documents is another graph in each batch, so not compiled
 
 
 # --- Liger

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
+from example_plan import example_plan
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from fullft_cluster.train import kernels  # noqa: E402
 from fullft_cluster.train.document_attention import NAME, attend, document_lengths, use_document_attention  # noqa: E402
 
 SMALL = {
@@ -70,6 +73,19 @@ def test_under_recomputation_gradients_are_the_same():
     model.gradient_checkpointing_enable()
     _, again = run(model, ids, positions)
     assert all(torch.allclose(again[name], gradient, atol=1e-7) for name, gradient in gradients.items())
+
+
+@pytest.mark.parametrize(
+    ("attention", "compiled", "expected"), [("sdpa", False, NAME), ("sdpa", True, "sdpa"), ("eager", False, "eager")]
+)
+def test_engines_use_it_on_cpus_for_sdpa_alone(monkeypatch, attention, compiled, expected):
+    monkeypatch.setattr(kernels, "compile_layers", lambda model, plan: None)
+    monkeypatch.setattr(kernels, "no_compiler", lambda device: None)
+    model = make("llama")
+    model.set_attn_implementation(attention)
+    plan = msgspec.structs.replace(example_plan(), loss="chunked", liger_kernel=False, torch_compile=compiled)
+    kernels.apply(model, plan, torch.device("cpu"))
+    assert model.config._attn_implementation == expected
 
 
 def test_lengths_of_documents():
