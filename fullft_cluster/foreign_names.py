@@ -1,4 +1,4 @@
-"""Keys of other trainers' configurations, and what to write here instead.
+"""Keys of other trainers' configurations, and what to write here instead; values of ours that are refused, and why.
 
 From transformers.TrainingArguments, TRL, axolotl, LLaMA-Factory, torchtune, LLM-foundry and DeepSpeed, lower case.
 `struct_check.check` looks here before it guesses at spelling.
@@ -19,6 +19,17 @@ _TEMPLATE = "Write data.chat_template, the path of a Jinja file; default the tok
 _CHECKPOINTING = "Write resources.activation_checkpointing."
 _OUTPUT = "Write output.runs_dir; the run gets a directory of its own in it."
 _PRECISION = "Write train.precision: bf16 or fp32."
+# https://github.com/deepspeedai/DeepSpeed/issues/4017: LLaMA in fp16 becomes NaN.
+_FP16 = (
+    "LLaMA's activations overflow fp16, whose largest number is 65,504, and it needs loss scaling; bf16 has fp32's "
+    "range and is as fast on A100s and newer. Write train.precision: bf16."
+)
+# https://docs.nvidia.com/cuda/cuda-c-programming-guide/#compute-capabilities: fp8 begins with 8.9.
+_FP8 = (
+    "An A100 has no fp8 units: its compute capability is 8.0, and they begin with 8.9. On H100s too full fine-tuning "
+    "here is bf16, with fp32 master weights. Write train.precision: bf16."
+)
+_FLASH = "Write resources.attn_implementation: flash_attention_2, sdpa or eager; default the first that can run."
 _ZERO = "ZeRO-3 is always on, and its settings come from the plan; `fullft-cluster render` shows them."
 _FSDP = "Write resources.engine: fsdp; its settings come from the plan."
 _LORA = "Every weight is trained here; for adapters (LoRA, QLoRA) use PEFT or TRL."
@@ -97,7 +108,20 @@ FOREIGN_NAMES: dict[str, str] = {
     "gradient_clipping": "Write train.max_grad_norm.",
     "max_grad_norm": "Write train.max_grad_norm.",
     "bf16": _PRECISION,
-    "fp16": "fp16 is not offered: it needs loss scaling. Write train.precision: bf16.",
+    "fp16": _FP16,
+    "fp8": _FP8,
+    "train.precision: fp16": _FP16,
+    "train.precision: float16": _FP16,
+    "train.precision: half": _FP16,
+    "train.precision: fp8": _FP8,
+    "train.precision: float8": _FP8,
+    "attention": _FLASH,
+    "flash_attention": _FLASH,
+    "flash_attn": _FLASH,
+    "use_flash_attention_2": _FLASH,
+    "use_liger_kernel": "Write resources.liger_kernel: true, and resources.loss: liger for its loss.",
+    "enable_liger_kernel": "Write resources.liger_kernel: true, and resources.loss: liger for its loss.",
+    "compile": "Write resources.torch_compile: true.",
     "torch_dtype": _PRECISION,
     "dtype": _PRECISION,
     "mixed_precision": _PRECISION,

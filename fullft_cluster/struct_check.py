@@ -28,9 +28,9 @@ def check(
 ) -> list[Problem]:
     """Return every problem of a nested dict with a struct type.
 
-    ``where(dotted_key)`` gives the place (``job.yaml:12``, ``--set``); ``foreign`` maps names that other tools use to
-    what to write instead. Unknown keys, wrong types, violated bounds and missing required keys are found, each leaf
-    by itself.
+    ``where(dotted_key)`` gives the place (``job.yaml:12``, ``--set``); ``foreign`` maps names that other tools use, and
+    ``key: value`` of ours that is refused, to what to write instead. Unknown keys, wrong types, violated bounds and
+    missing required keys are found, each leaf by itself.
     """
     sections = dict(_all_keys(struct_type))
     return list(_check(struct_type, data, "", where, (sections, foreign or {})))
@@ -85,7 +85,8 @@ def _check(
         elif not is_struct(fields[key].type):
             problem = check_value(fields[key].type, value, place)
             if problem:
-                yield problem
+                reason = known[1].get(f"{dotted}: {value}".lower())
+                yield Problem(place, problem.what, reason) if reason else problem
         elif isinstance(value, Mapping):
             yield from _check(fields[key].type, value, f"{dotted}.", where, known)
         elif value is not None:  # an empty section is None
