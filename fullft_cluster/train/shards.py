@@ -33,8 +33,8 @@ from fullft_cluster.train.tally import Tally
 SHARD_ROWS = 2048
 SHARD_CHARACTERS = 4_000_000
 """At most so many in a shard (a row alone may have more): some 100 MB while it is tokenised."""
-INLINE_SHARDS = 2
-"""Data of so many shards is tokenised in this process."""
+INLINE_SHARDS = 8
+"""Data of so many shards is tokenised in this process, by the tokenizer's threads: as fast as others would start."""
 
 
 class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
