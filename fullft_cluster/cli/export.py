@@ -48,8 +48,8 @@ def export(name: str, runs_dir: str | None, wanted: str | None, **options: Any) 
     """
     run = find_run(name, runs_dir)
     size = shard_bytes(options["max_shard_size"])
-    check_environment(sys.executable)
     chosen = choose_checkpoint(run, wanted, verify=False)
+    check_environment(sys.executable)
     target = (options["output"] or run.path / f"export-step-{chosen.step}").absolute()
     command = [
         sys.executable, "-m", "fullft_cluster.train.export", "--run", str(run.path), "--checkpoint", str(chosen.path),
