@@ -88,9 +88,10 @@ def resolve(flags: Mapping[str, Any], sets: Sequence[str], path: Path | None) ->
     return Resolved(convert(Config, _merged(overlay, chosen, {"cluster": name})), cluster, origins)
 
 
-def to_yaml(resolved: Resolved) -> str:
+def to_yaml(resolved: Resolved, planned: Mapping[str, Any] | None = None) -> str:
     """Return the configuration as YAML with the origin of each value: a valid ``--config`` again.
 
+    `planned` has what was chosen for values that are left open, by dotted key; it is told beside their origin.
     Text is quoted as JSON and floats keep their point, so that YAML 1.1 and 1.2 readers agree on every value.
     """
     lines = ["# The resolved configuration. The comment behind a value says where it came from."]
@@ -104,7 +105,10 @@ def to_yaml(resolved: Resolved) -> str:
             section = struct_field.name
             lines += ["", f"{section}:"]
             for name, value in data[section].items():
-                origin = resolved.origins.get(f"{section}.{name}", "default")
+                dotted = f"{section}.{name}"
+                origin = resolved.origins.get(dotted, "default")
+                if planned and dotted in planned:
+                    origin += f": planned {_yaml_value(planned[dotted])}"
                 lines.append("  " + _yaml_line(name, value, origin))
     return "\n".join(lines) + "\n"
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from fullft_cluster.attempt_time import (
     DEFAULT_SECONDS,
     MOST_SECONDS,
@@ -91,7 +93,7 @@ def make_job(resolved: Resolved, plan: Plan, run_dir: Path, python: str, site: S
         run_dir=str(run_dir),
         backend=str(config.backend),
         plan=plan,
-        config_yaml=to_yaml(resolved),
+        config_yaml=to_yaml(resolved, planned_values(config, plan)),
         python=cluster.python or python,
         env=dict(sorted(cluster.env.items())),
         setup=cluster.setup,
@@ -100,6 +102,20 @@ def make_job(resolved: Resolved, plan: Plan, run_dir: Path, python: str, site: S
         if config.backend == "kubernetes"
         else None,
     )
+
+
+def planned_values(config: Config, plan: Plan) -> dict[str, Any]:
+    """Return what the plan chose for values that the configuration leaves open, by dotted key."""
+    planned = {
+        f"{section}.{name}": getattr(plan, name)
+        for section in ("train", "resources")
+        for name, value in msgspec.to_builtins(getattr(config, section)).items()
+        if value is None and getattr(plan, name, None) is not None
+    }
+    evaluated = config.data.validation is not None or config.data.validation_fraction > 0
+    if evaluated and config.train.eval_steps is None:
+        planned["train.eval_steps"] = config.output.save_steps
+    return planned
 
 
 def slurm_attempt(config: Config, plan: Plan, site: Site | None) -> Attempt:

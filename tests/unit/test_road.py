@@ -170,6 +170,17 @@ def test_everything_wrong_with_a_job_for_slurm_is_told_at_once(data: Path) -> No
     assert {"--name", "weights", "slurm.mem"} == {problem.where for problem in refused.value.problems}
 
 
+def test_the_configuration_tells_what_the_plan_chose_for_what_is_open(data: Path) -> None:
+    found = job(data, model="tiny", train__max_steps=5, data__validation_fraction=0.1)
+    lines = [" ".join(line.split()) for line in found.job.config_yaml.splitlines()]
+    rate = found.job.plan.learning_rate
+    assert any(line.startswith("learning_rate: null # default: planned ") for line in lines)
+    assert f"{rate}" in next(line for line in lines if line.startswith("learning_rate"))
+    assert f"micro_batch_size: null # default: planned {found.job.plan.micro_batch_size}" in lines
+    assert "eval_steps: null # default: planned 100" in lines
+    assert "warmup_ratio: 0.03 # default" in lines and "max_steps: 5 # flag" in lines
+
+
 def test_evaluating_on_nothing_is_refused(data: Path) -> None:
     flags = {"train.eval_steps": 10, "train.early_stopping_patience": 2, "model": "tiny"}
     with pytest.raises(UsageError) as refused:
