@@ -16,6 +16,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, Offlo
 
 from fullft_cluster.errors import Problem
 from fullft_cluster.plan import Plan
+from fullft_cluster.train import kernels
 from fullft_cluster.train.attention import choose_attention, model_inputs
 from fullft_cluster.train.data import Batch
 from fullft_cluster.train.exits import CheckpointFault
@@ -48,6 +49,8 @@ class FsdpEngine:
         self._model, source = empty_model(job, self._attention)
         if plan.activation_checkpointing:
             enable_recomputation(self._model)
+        kernels.apply(self._model, plan, device)
+        self._checked = kernels.CompileCheck(plan)
         on_host = plan.offload == "parameters" and device.type == "cuda"
         shard(self._model, plan, on_host=on_host)
         fill(self._model, source, device, on_host=on_host)
@@ -67,7 +70,7 @@ class FsdpEngine:
         if self._keeps_whole_gradients:
             self._model.set_requires_gradient_sync(self._micro_steps == self._accumulation)
         inputs, labels = model_inputs(batch, self.device, flatten=self._attention == "flash_attention_2")
-        loss = loss_of(self._model, inputs, labels, self._loss)
+        loss = self._checked(lambda: loss_of(self._model, inputs, labels, self._loss))
         # FSDP averages gradients over ranks, so the factor makes a sum of it.
         (loss * (self._world_size / labels_in_step)).backward()
         return loss.detach()
