@@ -60,8 +60,11 @@ def _contradictions(config: Config, model: ModelSpec, gpu: Gpu) -> Iterator[Prob
             yield Problem("resources.zero_stage", what, fix)
         if wanted.hpz:
             yield Problem("resources.hpz", "is a part of DeepSpeed, but resources.engine is fsdp", fix)
-        if wanted.offload not in (None, "none"):
-            yield Problem("resources.offload", "is planned for deepspeed alone, but resources.engine is fsdp", fix)
+        if wanted.offload == "optimizer":
+            what = (
+                "optimizer alone is offloaded by deepspeed, but resources.engine is fsdp, which offloads all or nothing"
+            )
+            yield Problem("resources.offload", what, "Write parameters, or leave one of the two out.")
         return
     if wanted.hpz and wanted.zero_stage not in (None, 3):
         what = f"is a part of ZeRO-3, but resources.zero_stage is {wanted.zero_stage}"

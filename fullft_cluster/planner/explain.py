@@ -69,6 +69,16 @@ PARTS: dict[str, tuple[str, str, Origin]] = {
     ),
 }
 
+_FSDP2 = "FSDP2, https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html"
+OF_FSDP: dict[str, tuple[str, str, Origin]] = {
+    "parameters": ("4 x parameters / gpus (fp32 masters)", _FSDP2, "derived"),
+    "gradients": ("4 x parameters / gpus", _FSDP2, "derived"),
+    "optimizer_states": ("8 x parameters / gpus (two moments)", _FSDP2, "derived"),
+    "gathered_parameters": ("e x (two layers + what is outside of the layers)", _FSDP2, "derived"),
+    "reducing": ("(e + 4) x the larger of a layer and what is outside of the layers", _FSDP2, "derived"),
+}
+"""The parts that FSDP has other formulas for."""
+
 HOST_PARTS = {
     "workers": "4 GiB a process; on CPUs the processes' whole memory",
     "offloaded": "(16 + e) x the node's share of the parameters (+ e with the parameters); page-locked "
@@ -135,7 +145,7 @@ def _memory(task: Task, choice: Choice) -> Iterator[Quantity]:
     seen: set[str] = set()
     for phase, parts in choice.gpu_phases.items():
         for name, value in parts.items():
-            formula, source, origin = PARTS[name]
+            formula, source, origin = (PARTS | OF_FSDP if choice.setup.engine == "fsdp" else PARTS)[name]
             label = f"gpu.{name}" if name not in seen else f"gpu.{phase}.{name}"
             if name in seen and value == choice.gpu_phases["backward"].get(name, -1):
                 continue

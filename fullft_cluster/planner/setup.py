@@ -50,9 +50,15 @@ class Setup:
     here."""
     pure_bf16: bool = False
     """FSDP alone: master weights and moments in bf16 too."""
-    fused_adam: bool = False
-    """FSDP alone: whether AdamW works without temporaries (torch's ``fused=True``); without, a step takes 20 bytes a
-    parameter at its peak instead of 16."""
+    own_fsdp: bool = False
+    """FSDP alone: our own engine (train/fsdp_engine.py), which runs transformers' layers, sums gradients in fp32 and
+    whose AdamW works without temporaries (torch's ``fused=True``); not LLM-foundry's, of which the published runs are,
+    where a step takes 20 bytes a parameter at its peak instead of 16."""
+
+    @property
+    def stack(self) -> Engine:
+        """Return whose code computes: LLM-foundry's under FSDP in the published runs, else transformers' layers."""
+        return "fsdp" if self.engine == "fsdp" and not self.own_fsdp else "deepspeed"
 
     @property
     def tokens(self) -> int:

@@ -81,6 +81,8 @@ def states(setup: Setup) -> dict[str, int]:
     on_gpu = setup.gpu == CPU or setup.offload == "none"
     if setup.engine == "fsdp":
         master, moments = (2, 4) if setup.pure_bf16 else (FP32, 2 * FP32)
+        if setup.offload == "parameters" and setup.gpu != CPU:
+            return {}
         return {"parameters": master * elements, "gradients": master * elements, "optimizer_states": moments * elements}
     parts: dict[str, int] = {}
     if setup.zero_stage < 3:
@@ -162,7 +164,8 @@ def gathered_elements(setup: Setup, phase: PhaseName) -> int:
     which it wraps as one (https://arxiv.org/abs/2304.11277, section 3.3.2).
     """
     model = setup.model
-    if setup.zero_stage < 3 or (setup.gpus == 1 and setup.offload != "parameters"):
+    at_hand = setup.gpus == 1 and setup.offload != "parameters" and not setup.own_fsdp  # FSDP2 copies even then
+    if setup.zero_stage < 3 or at_hand:
         return 0
     if setup.weights_in_graph:
         return model.parameters
@@ -194,7 +197,8 @@ def reducing(setup: Setup) -> int:
     """
     model, e = setup.model, setup.element_bytes
     if setup.engine == "fsdp":
-        return 2 * e * max(model.layer_parameters, sum(t.elements for t in model.outer_tensors()))
+        in_sum = FP32 if setup.own_fsdp else e
+        return (e + in_sum) * max(model.layer_parameters, sum(t.elements for t in model.outer_tensors()))
     if setup.zero_stage < 3:
         return e * (int(setup.zero["reduce_bucket_size"]) + largest_tensor(model))
     return e * max(2 * model.hidden_size * model.intermediate_size, largest_tensor(model))
@@ -210,7 +214,7 @@ def optimizer_step(setup: Setup) -> int:
     fp32 of all it steps over, 4 bytes a parameter: 20 instead of 16.
     """
     if setup.engine == "fsdp":
-        return 0 if setup.fused_adam else (2 if setup.pure_bf16 else FP32) * shard(setup)
+        return 0 if setup.own_fsdp else (2 if setup.pure_bf16 else FP32) * shard(setup)
     if setup.offload != "none":
         return 0
     elements = matrices_shard(setup)

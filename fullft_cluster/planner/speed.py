@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fullft_cluster.hardware import CPU, Cluster, Gpu
 from fullft_cluster.model import ModelSpec
 from fullft_cluster.planner.setup import Setup
-from fullft_cluster.planner.sharding import shard
+from fullft_cluster.planner.sharding import FP32, shard
 
 # --- fitted to the rows of benchmarks/data (benchmarks/fit.py says how; a test says that these are what it finds)
 
@@ -133,18 +133,18 @@ def compute_seconds(setup: Setup, gpu: Gpu, constants: Constants = SHIPPED) -> d
     matmul = 6 * multiplying(model) + 2 * again * model.num_hidden_layers * recomputed
     attention = (3.5 + again) * 2 * model.num_hidden_layers * setup.seq_len * model.query_size
     fused = setup.liger_kernel or setup.torch_compile
-    by_unit = model.hidden_size * (FUSED_ELEMENTWISE if fused else ELEMENTWISE[setup.engine])
+    by_unit = model.hidden_size * (FUSED_ELEMENTWISE if fused else ELEMENTWISE[setup.stack])
     if setup.attention != "flash_attention_2" and setup.gpu != CPU:
         attention *= WHOLE_SQUARE
         by_unit += EAGER_BYTES * model.num_attention_heads * setup.seq_len if setup.attention == "eager" else 0
     passes = by_unit * setup.element_bytes / 2 * model.num_hidden_layers
     peak = gpu.peak_tflops * 1e12
-    slowdown = constants.deepspeed_slowdown if setup.engine == "deepspeed" else 1.0
+    slowdown = constants.deepspeed_slowdown if setup.stack == "deepspeed" else 1.0
     if setup.gpu == CPU:  # one figure for everything: there is no sheet of data for a core
         return {"computing": setup.tokens * (matmul + attention) / (peak * gpu.matmul_share)}
     seconds = {
         "matrix_products": matmul / (peak * gpu.matmul_share * constants.matmul_efficiency),
-        "attention": attention / (peak * gpu.attention_share * ATTENTION[setup.engine]),
+        "attention": attention / (peak * gpu.attention_share * ATTENTION[setup.stack]),
         "elementwise": (3 + again) * passes / (gpu.memory_gb_per_second * 1e9 * HBM_EFFICIENCY),
     }
     return {name: setup.tokens * value * slowdown for name, value in seconds.items()}
@@ -155,8 +155,9 @@ def communication_seconds(setup: Setup, cluster: Cluster, constants: Constants =
 
     ZeRO-3 and FSDP gather the parameters for the forward and for the backward pass and scatter the gradients: 3 times
     ``e P`` (n - 1) / n bytes through each GPU's link, and through each node's where there are several
-    (https://arxiv.org/abs/1910.02054, section 7). hpZ gathers for the backward pass within the node. ZeRO-2 scatters
-    the gradients in each micro-step and gathers the parameters once a step, ZeRO-1 does both once a step.
+    (https://arxiv.org/abs/1910.02054, section 7); our FSDP's gradients are in fp32, ``4 P``. hpZ gathers for the
+    backward pass within the node. ZeRO-2 scatters the gradients in each micro-step and gathers the parameters once a
+    step, ZeRO-1 does both once a step.
     """
     size = setup.element_bytes * setup.model.parameters
     inside, between = cluster.intra_node_gb_per_second * 1e9, cluster.inter_node_gb_per_second * 1e9
@@ -164,7 +165,8 @@ def communication_seconds(setup: Setup, cluster: Cluster, constants: Constants =
     ring = (setup.gpus - 1) / setup.gpus / wide
     if setup.zero_stage == 3:
         local = (setup.hpz - 1) / setup.hpz / inside if setup.hpz > 1 else ring
-        seconds = size * (2 * ring + local)
+        gradients = FP32 * setup.model.parameters if setup.own_fsdp else size
+        seconds = size * (ring + local) + gradients * ring
     elif setup.zero_stage == 2:
         seconds = size * ring * (1 + 1 / setup.accumulation)
     else:
@@ -177,7 +179,8 @@ def optimizer_seconds(setup: Setup, gpu: Gpu) -> dict[str, float]:
 
     Offloaded, each GPU takes its parameters and sends its gradients; where gradients are accumulated, those so far come
     back in each micro-step to be added to (stage3.py, `partition_grads`): ``2 e (accumulation + 1)`` bytes a parameter
-    of its shard. The node does HOST_BYTES_PER_PARAMETER of memory traffic for each parameter that it holds.
+    of its shard. FSDP sends those of each micro-step, in fp32, and sums on the host. The node does
+    HOST_BYTES_PER_PARAMETER of memory traffic for each parameter that it holds.
     """
     elements = shard(setup)
     if setup.gpu == CPU:
@@ -186,16 +189,19 @@ def optimizer_seconds(setup: Setup, gpu: Gpu) -> dict[str, float]:
         moved = OPTIMIZER_BYTES_PER_PARAMETER * elements
         return {"optimizer": moved / (gpu.memory_gb_per_second * 1e9 * HBM_EFFICIENCY)}
     crossings = 2 * setup.accumulation + 2 if setup.accumulation > 1 else 2
-    link = crossings * setup.element_bytes * elements / (gpu.host_gb_per_second * 1e9)
+    crossed = FP32 * setup.accumulation if setup.engine == "fsdp" else crossings * setup.element_bytes
+    link = crossed * elements / (gpu.host_gb_per_second * 1e9)
     on_node = HOST_BYTES_PER_PARAMETER * elements * setup.gpus_per_node
     return {"host_link": link, "optimizer_on_host": on_node / (HOST_GB_PER_SECOND * 1e9)}
 
 
 def parameter_offload_seconds(setup: Setup, gpu: Gpu) -> float:
-    """Return what a micro-step waits for parameters that live on the host: each GPU brings in its shard twice."""
+    """Return what a micro-step waits for parameters that live on the host: each GPU brings in its shard twice, FSDP as
+    the fp32 masters."""
     if setup.offload != "parameters" or setup.gpu == CPU:
         return 0.0
-    return 2 * setup.element_bytes * shard(setup) / (gpu.host_gb_per_second * 1e9)
+    size = FP32 if setup.engine == "fsdp" else setup.element_bytes
+    return 2 * size * shard(setup) / (gpu.host_gb_per_second * 1e9)
 
 
 def step_seconds(setup: Setup, gpu: Gpu, cluster: Cluster, constants: Constants = SHIPPED) -> dict[str, float]:
@@ -212,7 +218,7 @@ def step_seconds(setup: Setup, gpu: Gpu, cluster: Cluster, constants: Constants 
 def spread(setup: Setup, parts: Mapping[str, float]) -> float:
     """Return the relative half-width of the interval around a step of these parts: deviations' squares add up."""
     waiting = parts.get("communication", 0.0) / max(sum(parts.values()), 1e-12)
-    squares = SPREAD[setup.engine] ** 2
+    squares = SPREAD[setup.stack] ** 2
     squares += SPREAD_OTHER_GPU**2 if setup.gpu not in (*MEASURED_GPUS, CPU) else 0
     squares += (waiting * SPREAD_NETWORK["several" if setup.nodes > 1 else "one"]) ** 2
     other = setup.liger_kernel or setup.torch_compile or setup.attention != "flash_attention_2"

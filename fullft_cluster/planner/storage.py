@@ -64,8 +64,8 @@ def host_phases(setup: Setup) -> dict[PhaseName, Parts]:
     load: rank 0 reads the weights whole (transformers' from_pretrained under zero.Init); under ZeRO-1 and 2 every rank
     does. train: what is offloaded. save: the same; at the end rank 0 holds a file of the export at a time. resume:
     each process holds its shard of the checkpoint beside what the optimizer keeps on the host, under ZeRO-1 and 2 the
-    weights too. On CPUs the processes'
-    whole memory is the node's.
+    weights too; torch.distributed.checkpoint, of FSDP, reads tensor by tensor into what is there. On CPUs the
+    processes' whole memory is the node's.
     """
     processes = setup.gpus_per_node
     share = shard(setup) * processes
@@ -81,12 +81,14 @@ def host_phases(setup: Setup) -> dict[PhaseName, Parts]:
         "optimizer_step": {},
         "save": {"export": export_memory(setup)},
         "resume": {
-            "checkpoint_shards": OPTIMIZER_BYTES * share,
+            "checkpoint_shards": OPTIMIZER_BYTES * share if setup.engine == "deepspeed" else 0,
             "weights": 0 if setup.zero_stage == 3 else weights * processes,
         },
     }
     phases = {name: {**always, **parts} for name, parts in passing.items()}
-    if "offloaded" in always:  # what torch.load brings in becomes the moments, which are not there before
+    if (
+        "offloaded" in always and setup.engine == "deepspeed"
+    ):  # what torch.load brings in becomes the moments, which are not there before
         phases["resume"]["offloaded"] = always["offloaded"] - 2 * FP32 * share
     return phases
 
@@ -97,11 +99,15 @@ def _offloaded(setup: Setup, share: int) -> Parts:
     ZeRO-3: master weight and two moments, 12; page-locked, each in a block of its own: the 16-bit gradients of a rank,
     the fp32 gradients of each of its sub-groups, and the parameters. ZeRO-1 and 2: moments 8; page-locked master
     weight, fp32 gradient, 16-bit copy, a buffer for the largest gradient, and where gradients are accumulated those
-    too. stage3.py and stage_1_and_2.py, `initialize_optimizer_states`.
+    too. stage3.py and stage_1_and_2.py, `initialize_optimizer_states`. FSDP: gradients and moments, 12, and each
+    parameter's shard page-locked, 4 (`CPUOffloadPolicy`).
     """
     if setup.offload == "none":
         return {}
     e, elements = setup.element_bytes, share // setup.gpus_per_node
+    if setup.engine == "fsdp":
+        masters = sum(times * locked(FP32 * -(-t.elements // setup.gpus)) for t, times in tensors(setup.model))
+        return {"offloaded": setup.gpus_per_node * (3 * FP32 * elements + masters)}
     if setup.zero_stage == 3:
         full, rest = divmod(elements, int(setup.zero["sub_group_size"]))
         blocks = [FP32 * int(setup.zero["sub_group_size"])] * full + [FP32 * rest, e * elements]

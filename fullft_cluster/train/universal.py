@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from fullft_cluster.checkpoints import UNIVERSAL
 from fullft_cluster.errors import Problem, RunFailedError
@@ -26,7 +27,7 @@ from fullft_cluster.train.stop import SIGNALS
 
 SPACE = 2.5
 """Bytes that a conversion takes beside the checkpoint, in its size: the cut pieces and the joined tensors, 12 bytes a
-parameter each, and rank 0's shard once more."""
+parameter each, and a shard once more."""
 
 _NOT_INHERITED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -79,6 +80,26 @@ def main() -> None:
             inject_missing_state=True,  # ZeRO-1 and 2 write it only under tensor parallelism
         )
     )  # fmt: skip
+    slim(Path(options.output) / "zero" / "optimizer_state.pt")
+
+
+def slim(path: Path) -> None:
+    """Take the tensors out of optimizer_state.pt: under ZeRO-3 rank 0's whole shard, which every rank would read.
+
+    They are in the files of their own too; what is asked of this one are settings and the step.
+    """
+    import torch
+
+    def small(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: small(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [small(item) for item in value]
+        if torch.is_tensor(value):
+            return value.clone() if value.numel() == 1 else None  # a copy: the file is mapped, and written over
+        return value
+
+    torch.save(small(torch.load(path, mmap=True, weights_only=False)), path)
 
 
 if __name__ == "__main__":

@@ -70,12 +70,22 @@ def test_offloading_parameters_leaves_no_shard_on_the_gpu() -> None:
 
 
 def test_fsdp_needs_16_bytes_and_20_in_an_unfused_step() -> None:
-    for fused, expected in ((True, 16), (False, 20)):
-        parts = phases(setup(engine="fsdp", fused_adam=fused))["optimizer_step"]
+    for own, expected in ((True, 16), (False, 20)):
+        parts = phases(setup(engine="fsdp", own_fsdp=own))["optimizer_step"]
         held = sum(size for name, size in parts.items() if name not in ("fragmentation", "framework"))
         assert held == pytest.approx(expected * P7B / 8, rel=1e-4)
     pure = phases(setup(engine="fsdp", pure_bf16=True))["optimizer_step"]
     assert pure["parameters"] + pure["gradients"] + pure["optimizer_states"] == pytest.approx(P7B, rel=1e-4)
+
+
+def test_our_fsdp_sums_in_fp32_gathers_on_one_gpu_too_and_offloads_all() -> None:
+    own, other = setup(engine="fsdp", own_fsdp=True), setup(engine="fsdp")
+    assert sharding.reducing(own) == 3 * sharding.reducing(other) // 2
+    assert sharding.gathered_elements(setup(engine="fsdp", own_fsdp=True, gpus=1), "backward") > 0
+    on_host = setup(engine="fsdp", own_fsdp=True, offload="parameters")
+    assert sharding.states(on_host) == {}
+    offloaded = storage.host_phases(on_host)["backward"]["offloaded"]
+    assert 16 * P7B <= offloaded < 20 * P7B
 
 
 def test_a_gpu_alone_gathers_nothing() -> None:

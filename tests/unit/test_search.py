@@ -204,7 +204,6 @@ def test_least_cost_is_what_its_own_table_says() -> None:
 
 def test_what_a_plan_warns_of() -> None:
     assert any("less than one global batch" in why for why in plan("7b", data=Data(rows=5, text_bytes=900)).why)
-    assert any("not run yet" in why for why in plan("7b", resources__engine="fsdp").why)
 
 
 def test_resuming_has_to_fit_the_host() -> None:
