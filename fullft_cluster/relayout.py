@@ -118,8 +118,8 @@ def origins_in(text: str) -> dict[str, str]:
         match = _ORIGIN.match(line)
         if match and match[3] is None and not match[1]:
             section = f"{match[2]}."
-        elif match and match[3] not in (None, "default"):
-            origins[f"{section}{match[2]}" if match[1] else match[2]] = match[3]
+        elif match and (origin := match[3].partition(": planned ")[0]) != "default":
+            origins[f"{section}{match[2]}" if match[1] else match[2]] = origin
     return origins
 
 
