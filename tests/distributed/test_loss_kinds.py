@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from training_run import SHAPE, run_ranks
+from training_run import SHAPE, Training, run_ranks
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from fullft_cluster.train import loss as loss_module
 from fullft_cluster.train.attention import model_inputs
 from fullft_cluster.train.data import IGNORE, Batch
+from fullft_cluster.train.kernels import no_compiler
 from fullft_cluster.train.loss import loss_of, token_loss_sum
 
 pytestmark = pytest.mark.distributed  # the first two tests are one process, but with torch and transformers
@@ -83,3 +85,43 @@ def test_packed_logits_are_those_of_each_document_alone(attention: str, kind: st
     assert begin == ids.numel()
     seeing_all = model(input_ids=ids[None], use_cache=False).logits[0]
     assert not torch.allclose(seeing_all, packed, atol=1e-2), "the test can fail"
+
+
+WRONG_COMPILER = """
+import torch
+
+def wrong(function, **options):
+    def computed(*args, **kwargs):
+        return 1.5 * function(*args, **kwargs)
+    return computed
+
+torch.compile = wrong
+"""
+
+
+def test_a_compiled_model_with_another_loss_is_refused(tmp_path: Path, new_training: Callable[..., Training]) -> None:
+    training = new_training(max_steps=2)
+    training.config["resources"]["torch_compile"] = True
+    training.write_files()
+    (tmp_path / "sitecustomize.py").write_text(WRONG_COMPILER)
+    assert training.train(sitecustomize=tmp_path) == [93, 93], training.log()
+    for rank in range(2):
+        report = training.report(rank)
+        assert (report["kind"], report["step"]) == ("config", 0)
+        assert "resources.torch_compile: gives a loss of" in report["message"]
+        assert "where the uncompiled model gives" in report["message"]
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(no_compiler(torch.device("cpu")) is not None, reason="there is no C++ compiler")
+@pytest.mark.parametrize("engine", ["deepspeed", "fsdp"])
+def test_a_compiled_run_learns_the_same(new_training: Callable[..., Training], engine: str) -> None:
+    """By inductor, with activations recomputed."""
+    losses = []
+    for compiled in (False, True):
+        training = new_training(f"run-{compiled}", max_steps=4)
+        training.config["resources"] |= {"torch_compile": compiled, "engine": engine}
+        training.write_files()
+        assert training.train() == [0, 0], training.log()
+        losses.append(training.losses())
+    assert all(np.allclose(losses[0][step], losses[1][step], rtol=1e-4) for step in range(1, 5)), losses
