@@ -73,7 +73,7 @@ def workers(run: Path) -> list[str]:
 
 def test_the_whole_road(local: Local) -> None:
     job = ("--config", "configs/jobs/tiny-local.yaml", "--data", "configs/sample/train.jsonl", "--max-steps", "40")
-    settings = ("--set", "output.save_steps=5", "--set", "train.precision=fp32")
+    settings = ("--set", "output.save_steps=10", "--set", "train.precision=fp32")
     name = local("submit", *job, *settings).strip()
     assert name == "tiny-train"
     run = local.runs / name
@@ -102,7 +102,12 @@ def test_the_whole_road(local: Local) -> None:
     local("resume", name, code=2)
     local("cancel", name, code=2)
 
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    metrics = [line for line in lines if "loss" in line]
+    evaluated = {line["step"]: line["eval_loss"] for line in lines if "eval_loss" in line}
+    assert sorted(evaluated) == list(range(10, 41, 10))
+    best = json.loads((run / "best" / "fullft_cluster.json").read_bytes())
+    assert (best["step"], best["eval_loss"]) == min(evaluated.items(), key=lambda one: one[1])
     assert sorted({line["step"] for line in metrics}) == list(range(1, 41))
     first_of_attempt_2 = next(line["step"] for line in metrics if line["attempt"] == 2)
     assert first_of_attempt_2 == stopped["last_step"] + 1
