@@ -52,8 +52,8 @@ def find_weights(
     if ref == RANDOM:
         if tokenizer is None:
             what = "`random` needs a tokenizer, which only the presets tiny and small bring; others take their weights'"
-            fix = "Use --model tiny or small, or give as weights what `model.save_pretrained` and "
-            fix += "`tokenizer.save_pretrained` wrote for a model initialised at random."
+            fix = "Use --model tiny or small, or name one: --set tokenizer=DIR. Or give as weights what "
+            fix += "`model.save_pretrained` and `tokenizer.save_pretrained` wrote for a model initialised at random."
             raise UsageError(Problem("weights", what, fix))
         return Weights(ref=RANDOM, kind="random")
     try:

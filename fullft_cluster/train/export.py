@@ -34,6 +34,7 @@ from fullft_cluster.units import GB, in_gb
 
 MARK = "fullft_cluster.json"
 """Says of which run and step an export is; only a directory that has it is replaced."""
+INTERRUPTED = 130
 BESIDE_BYTES = 64 * 10**6
 """More than tokenizer and configs take."""
 
@@ -48,7 +49,7 @@ def export(job: Job, step: int, target: Path | None = None) -> Path:
     final = target or job.run.export
 
     def write() -> None:
-        if (read_json(final / MARK) or {}).get("step") != step:
+        if mark_of(final).get("step") != step:
             checkpoints.attempt_fence(job.run, job.attempt)()
             form = Form(say=lambda text: print(f"export: {text}", flush=True))
             export_checkpoint(job.run, job.run.checkpoints / f"step-{step}", final, form)
@@ -113,6 +114,15 @@ def replacing(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def mark_of(target: Path) -> dict[str, Any]:
+    """Return what an export says of itself: `run`, `step`, `dtype`; empty where there is none."""
+    try:
+        mark = read_json(target / MARK)
+    except (OSError, ValueError):
+        return {}
+    return mark if isinstance(mark, dict) else {}
+
+
 def check_target(run: RunDir, target: Path) -> None:
     """Raise UsageError when there is something at `target` that is no export of this run."""
     if not target.exists():
@@ -120,15 +130,11 @@ def check_target(run: RunDir, target: Path) -> None:
     fix = "Give another directory, or remove it."
     if not target.is_dir():
         raise UsageError(Problem(str(target), "is there, and is no directory", fix))
-    try:
-        mark = read_json(target / MARK)
-    except ValueError:
-        mark = None
-    if mark is None and any(target.iterdir()):
+    mark = mark_of(target)
+    if not mark and any(target.iterdir()):
         raise UsageError(Problem(str(target), f"is no export: it holds other files, and no {MARK}", fix))
-    owner = mark.get("run") if isinstance(mark, dict) else None
-    if mark is not None and owner != run.name:
-        raise UsageError(Problem(str(target), f"is the export of another run ({owner})", fix))
+    if mark and mark.get("run") != run.name:
+        raise UsageError(Problem(str(target), f"is the export of another run ({mark.get('run')})", fix))
 
 
 def check_space(target: Path, size: int) -> None:
@@ -180,12 +186,14 @@ def main() -> int:
             made = export_checkpoint(RunDir(options.run), options.checkpoint, options.output, form)
         said = {
             "export": str(made),
-            **dict(read_json(made / MARK) or {}),
+            **mark_of(made),
             "seconds": round(time.monotonic() - began, 1),
         }
         code = 0
     except FullftError as error:
         said, code = {"problems": [vars(problem) for problem in error.problems]}, error.exit_code
+    except KeyboardInterrupt:  # the command that started this says so
+        return INTERRUPTED
     except Exception as error:
         traceback.print_exc()
         said, code = {"problems": [vars(Problem("export", f"{type(error).__name__}: {error}"))]}, 1
