@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training_run import Training, run_ranks
+from training_run import Shape, Training, run_ranks
 
 from fullft_cluster import checkpoints
 from fullft_cluster.plan import Plan
@@ -28,7 +28,22 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory, prepared: Training) -> dict[str, Training]:
+def ragged(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Training:
+    """A run whose rows are a prompt and a completion, which alone is learnt: labels are few here and many there."""
+    training = Training(tmp_path_factory.mktemp("ragged") / "run", cache, Shape(max_steps=STEPS))
+    path = Path(training.config["data"]["train"])
+    rows = []
+    for number, line in enumerate(path.read_text().splitlines()):
+        words = json.loads(line)["text"].split(" ")
+        cut = len(words) * (1 + number % 7) // 8
+        rows.append({"prompt": " ".join(words[:cut]), "completion": " " + " ".join(words[cut:])})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    training.prepare()
+    return training
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, ragged: Training) -> dict[str, Training]:
     """Runs without a break by two ranks; FSDP's that is stopped and resumed; and each engine's that two ranks begin and
     one goes on with (ZeRO-2 is ZeRO-1's code)."""
     folder = tmp_path_factory.mktemp("engines")
@@ -36,7 +51,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, prepared: Training) -> dict[s
     kinds = ["fsdp stopped", "fsdp whole", "zero3 whole", *(f"{engine} switched" for engine in ENGINES)]
     for kind in kinds:
         engine, what = kind.split()
-        training = prepared.copy(folder / f"{engine}-{what}")
+        training = ragged.copy(folder / f"{engine}-{what}")
         training.config["resources"] |= ENGINES[engine]
         training.config["train"]["max_steps"] = STEPS
         training.config["output"]["save_steps"] = 100
@@ -50,6 +65,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory, prepared: Training) -> dict[s
         training.write_files()
     run_ranks(folder, probe, [str(training.run.path) for training in switched], ranks=1)
     return made
+
+
+def test_the_labels_are_ragged(ragged: Training) -> None:
+    from fullft_cluster.train.data import PackedData
+
+    data = PackedData(Path(json.loads(ragged.run.data.read_text())["cache"]))
+    labels = [data.labels_in(np.array([block])) for block in range(len(data))]
+    assert min(labels) < max(labels) / 3
 
 
 def test_fsdp_learns_what_zero3_learns(runs: dict[str, Training]) -> None:
