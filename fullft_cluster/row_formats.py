@@ -168,7 +168,8 @@ def _prompt_completion(row: Mapping[str, Any], where: str, reading: _Reading) ->
     names = reading.fields.get("role", "role"), reading.fields.get("content", "content")
     answer = read_messages(completion, "completion", *names)
     check_turns(answer, "completion", train_on_inputs=reading.train_on_inputs)
-    return Sample(where, form, messages=(*read_messages(prompt, "prompt", *names), *answer))
+    asked = read_messages(prompt, "prompt", *names) if prompt else ()
+    return Sample(where, form, messages=(*asked, *answer), prompt_messages=len(asked))
 
 
 def _text(row: Mapping[str, Any], key: str, *, may_be_empty: bool = False) -> str:

@@ -18,6 +18,8 @@ class Sample(NamedTuple):
     completion: str = ""
     messages: tuple[dict[str, Any], ...] = ()
     """Each with `role` (system, user, assistant or tool) and `content` (a string); empty where it is no chat."""
+    prompt_messages: int = 0
+    """So many messages at the head are a prompt: what the assistant says there is not learnt."""
 
 
 class BadRow(NamedTuple):

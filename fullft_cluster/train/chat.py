@@ -91,8 +91,8 @@ class ChatTemplate:
             raise CannotRenderError(f"{str(error) or type(error).__name__}{where}") from None
         return texts[0], spans[0] if marks else []
 
-    def turns(self, messages: Sequence[Message]) -> Rendered:
-        """Return a chat as text, with the places of the assistant's turns.
+    def turns(self, messages: Sequence[Message], prompt: int = 0) -> Rendered:
+        """Return a chat as text, with the places of the assistant's turns behind the first `prompt` messages.
 
         Raises CannotRenderError for a chat that the template refuses, and UsageError when the template has no
         `{% generation %}` and changes what it wrote once more follows.
@@ -102,7 +102,10 @@ class ChatTemplate:
             spans = [(begin, self._closed(text, end)) for begin, end in spans]
         else:
             text, spans = self._turns_by_prefixes(messages)
-        trimmed = tuple((begin, begin + len(text[begin:end].rstrip())) for begin, end in spans)
+        given = sum(message["role"] == "assistant" for message in messages[:prompt])
+        if given and self._marks:  # a turn may have several marks, or none
+            given = len(self._render(messages[:prompt], prompt=False, marks=True)[1])
+        trimmed = tuple((begin, begin + len(text[begin:end].rstrip())) for begin, end in spans[given:])
         return Rendered(text, trimmed, ends=messages[-1]["role"] == "assistant")
 
     def _closed(self, text: str, end: int) -> int:

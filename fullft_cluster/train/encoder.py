@@ -137,7 +137,7 @@ class Encoder:
                 text = chat.render(sample.messages)
                 rendered = Rendered(text, ((0, len(text.rstrip())),), ends=sample.messages[-1]["role"] == "assistant")
             else:
-                rendered = chat.turns(sample.messages)
+                rendered = chat.turns(sample.messages, sample.prompt_messages)
             if rendered.ends and self._end_of_turn is None:
                 # Nothing but EOS closes the turn, so it follows the last word, as it is to when text is generated.
                 rendered = rendered._replace(text=rendered.text.rstrip())

@@ -152,6 +152,13 @@ def test_the_assistants_turns_are_learnt_and_what_ends_them(
     assert learner.settings.vocab_size > IM_END
 
 
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_what_the_assistant_says_in_a_prompt_is_not_learnt(tmp_path: Path, template: str) -> None:
+    sample = Sample("f:1", "prompt_completion", messages=CHAT, prompt_messages=3)
+    learnt = CHATML_LEARNT.replace("[[It is 5.<|im_end|>]]", "It is 5.<|im_end|>")
+    assert Learner(tmp_path, template).marked(sample) == learnt
+
+
 def test_a_chat_that_ends_with_the_user_teaches_no_end_after_him(tmp_path: Path) -> None:
     learner = Learner(tmp_path, CHATML)
     assert learner.marked(chat(*CHAT[:3])) == CHATML_LEARNT.partition("<|im_start|>assistant\n[[Then")[0]

@@ -92,7 +92,8 @@ def test_what_templates_render_of_a_message_is_kept() -> None:
 
 def test_prompt_and_completion_of_messages_are_a_chat() -> None:
     found = sample({"prompt": [USER], "completion": [ASSISTANT]})
-    assert found == Sample("f:1", "prompt_completion", messages=(USER, ASSISTANT))
+    assert found == Sample("f:1", "prompt_completion", messages=(USER, ASSISTANT), prompt_messages=1)
+    assert sample({"prompt": [], "completion": [ASSISTANT]}).prompt_messages == 0
     assert "completion has no assistant's turn" in problem({"prompt": [USER, ASSISTANT], "completion": [USER]})
     assert "prompt is a list, not a string" in problem({"prompt": [USER], "completion": "a"})
 
