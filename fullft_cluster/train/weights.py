@@ -27,9 +27,9 @@ def make_model(job: Job, attention: str) -> Any:
 
     spec = load_model(job.config.model or "")
     dtype = DTYPES[job.plan.precision]
-    rows = vocabulary_size(job.config, load_tokenizer(job.config))
     torch.manual_seed(job.plan.seed)
     if job.config.weights == "random":
+        rows = vocabulary_size(job.config, load_tokenizer(job.config))
         config = AutoConfig.for_model(**{**spec.hf_config, "vocab_size": rows})
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         draw_matrices(model, job.plan.seed)
@@ -44,6 +44,7 @@ def make_model(job: Job, attention: str) -> Any:
         first = str(error).strip().split("\n", 1)[0]
         fix = "Give a directory that from_pretrained loads, or fetch it first: hf download."
         raise UsageError(Problem("weights", f"{reference} cannot be loaded ({first})", fix)) from error
+    rows = vocabulary_size(job.config, load_tokenizer(job.config))
     if rows > spec.vocab_size:
         grow_vocabulary(model, spec.vocab_size, rows)
         if job.identity.rank == 0:
