@@ -16,6 +16,7 @@ pytest.importorskip("deepspeed")
 pytest.importorskip("torch")
 
 import torch
+import yaml
 from written_checkpoint import commit, draw, make_run
 
 from fullft_cluster.errors import RunFailedError, UsageError
@@ -106,7 +107,11 @@ def test_generation_ends_at_the_end_of_a_turn(tmp_path: Path) -> None:
         elif "norm" in name or name == export_files.EMBEDDINGS:
             weight.fill_(1.0)
     weights[HEAD][end_of_turn] = 1.0
-    (tmp_path / "run-model" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    (tmp_path / "run-model" / "chat_template.jinja").write_text("{{ 'the tokenizer brings it' }}")
+    (tmp_path / "mine.jinja").write_text("{{ messages[0].content }}")
+    config = yaml.safe_load(run.config.read_text())
+    config["data"]["chat_template"] = str(tmp_path / "mine.jinja")
+    run.config.write_text(yaml.safe_dump(config))
     # As older models have it: transformers refuses to write it again.
     (tmp_path / "run-model" / "generation_config.json").write_text('{"eos_token_id": 5, "temperature": 0.6}')
     target = export_checkpoint(run, commit(run, 5, weights), tmp_path / "out")
