@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.plan import Plan, Precision
@@ -139,4 +140,6 @@ class CompileCheck:
         if not abs(total[1] - total[0]) <= self._bound * abs(total[0]):
             what = f"gives a loss of {total[1]:.6g} where the uncompiled model gives {total[0]:.6g} (over all ranks)"
             raise UsageError(Problem("resources.torch_compile", what, "Leave it out."))
+        if dist.get_rank() == 0:
+            print(f"torch.compile: first loss {total[1]:.6g}, uncompiled {total[0]:.6g} (over all ranks)", flush=True)
         return loss

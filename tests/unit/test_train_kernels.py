@@ -119,7 +119,8 @@ def test_ligers_kernels_are_put_in_as_they_are_defined(monkeypatch: pytest.Monke
         kernels.apply(make_model("qwen2"), plan(liger_kernel=True), CUDA)
 
 
-def test_a_compiled_loss_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_loss_is_compared_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(kernels.dist, "get_rank", lambda: 0)
     monkeypatch.setattr(kernels.comm, "sum_over_ranks", lambda values, device: [2 * value for value in values])
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
     model = make_model()
@@ -135,6 +136,7 @@ def test_a_compiled_loss_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> No
     check(compute).backward()
     check(compute)
     assert calls == [False, True, True]
+    assert capsys.readouterr().out.count("torch.compile: first loss") == 1
     assert kernels.CompileCheck(plan())(compute).requires_grad and calls == [False, True, True, True]
 
     def drifting() -> Any:
