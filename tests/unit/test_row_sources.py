@@ -196,3 +196,22 @@ def test_paths_become_absolute_and_hub_ids_stay(tmp_path: Path, monkeypatch: pyt
 )
 def test_a_run_is_named_by_its_data(data: DataConfig, name: str) -> None:
     assert data_name(data) == name
+
+
+def test_plan_and_submit_say_what_the_rows_were_taken_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from click.testing import CliRunner
+
+    from fullft_cluster.cli.main import cli
+
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.jsonl", {"text": "a", "question": "b", "answer": "c"}, {"text": "d"})
+    tiny = ["--model", "tiny", "--backend", "local"]
+    given = [*tiny, "--data", "a.jsonl", "--on-bad-row", "skip", "--validation-fraction", "0.5"]
+    done = CliRunner().invoke(cli, ["plan", *given], catch_exceptions=False)
+    assert done.stderr.startswith(
+        "data: question_answer, 1 row, 1 passed over\ndata: passed over: a.jsonl:2: row is text"
+    )
+    asked = ["--set", "data.sources=[{path: a.jsonl, weight: 2}]", "--format", "text", "--dry-run"]
+    done = CliRunner().invoke(cli, ["submit", *tiny, *asked], catch_exceptions=False)
+    assert "data: text, 2 rows, weight 2\n" in done.stderr
+    assert "runs/tiny-a --backend local" in done.stdout
