@@ -74,3 +74,16 @@ def test_the_optimizer_resumes_bit_for_bit_where_it_is_not_offloaded() -> None:
     assert deepspeed_json(plan())["optimizer"]["params"]["torch_adam"] is True
     offloaded = deepspeed_json(plan(resources__offload="optimizer", resources__gpus=4))
     assert offloaded["zero_optimization"]["offload_optimizer"] == {"device": "cpu", "pin_memory": True}
+
+
+def test_the_recipe_is_what_is_written_for_deepspeed() -> None:
+    """AdamW, decay 0.01 (norms and biases are a group of their own), clip 1.0; torch's fused kernel on GPUs."""
+    found = plan()
+    assert (found.warmup_ratio, found.weight_decay, found.max_grad_norm) == (0.03, 0.01, 1.0)
+    config = deepspeed_json(found)
+    assert config["gradient_clipping"] == 1.0
+    assert config["optimizer"]["type"] == "AdamW"
+    assert config["optimizer"]["params"] | {"fused": True, "weight_decay": 0.01} == config["optimizer"]["params"]
+    assert "fused" not in deepspeed_json(plan(model="tiny", backend="local"))["optimizer"]["params"]
+    offloaded = deepspeed_json(plan(resources__offload="optimizer", resources__gpus=4))["optimizer"]["params"]
+    assert not {"fused", "torch_adam"} & offloaded.keys(), "DeepSpeedCPUAdam"

@@ -191,6 +191,16 @@ def test_a_stop_during_an_evaluation_ends_it(world: World) -> None:
     assert world.evaluations == [(4, 1.0), (6, 1.0)]
 
 
+def test_a_rank_beats_for_each_batch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fullft_cluster.train.loop.BEAT_SECONDS", 0.0)
+    beats: list[tuple[int, str]] = []
+    monkeypatch.setattr(RunDir, "beat", lambda run, rank, step, phase: beats.append((step, phase)))
+    world.evaluate_every(6, [1.0, 1.0, 1.0])
+    world.validation.blocks = 3
+    world.train()
+    assert beats.count((6, "evaluate")) == 3
+
+
 def test_early_stopping_ends_the_run_as_finished_and_a_resume_knows(world: World) -> None:
     world.evaluate_every(1, [3.0, 2.0, 2.5, 1.95], early_stopping_patience=2, early_stopping_threshold=0.1)
     state, stopped = world.train()
