@@ -48,8 +48,9 @@ def find_data_set(source: RowSource, environ: Mapping[str, str], *, ask_hub: boo
     absent = f"not in the cache {hub_home(environ)}"
     mend = f"Run `hf download --repo-type dataset {ref}` where there is internet (HF_HOME on the shared file system), "
     mend += "or give its files."
-    if not source.local.parent.exists():
-        mend = f"If it is meant as a path: there is no directory {source.local.parent} here. {mend}"
+    folder, name = source.local.parent, source.local.name
+    lacks = f"directory {folder} has no {name}" if folder.exists() else f"there is no directory {folder} here"
+    mend = f"If it is meant as a path: {lacks}. {mend}"
     if is_offline(environ):
         raise UsageError(Problem(source.key, f"data set {ref} is {absent}, and HF_HUB_OFFLINE is set", mend))
     if not ask_hub:

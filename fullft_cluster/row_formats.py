@@ -72,7 +72,8 @@ class Reader:
         absent = [theirs for ours, theirs in fields.items() if ours not in ("role", "content") and theirs not in row]
         if absent:
             what = f"row has no {absent[0]!r}, which data.fields names"
-            return Problem(where, what, did_you_mean(absent[0], row) if row else "The row is empty.")
+            known = [str(key)[:40] for key in row if str(key).isprintable()][:20]
+            return Problem(where, what, did_you_mean(absent[0], known) if known else "The row has no keys.")
         view = {**row, **{ours: row[theirs] for ours, theirs in fields.items() if theirs in row}}
         told = tell(view)
         form = told if self.format == "auto" else self.format

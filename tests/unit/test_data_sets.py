@@ -59,11 +59,16 @@ def test_what_is_on_the_hub_is_downloaded_by_the_preparation(environ: dict[str, 
     assert Hub.seen == [f"/datasets/org/{name}/resolve/main/README.md" for name in ("there", "bare")]
 
 
-def test_what_cannot_be_had_is_an_error_of_a_submit_alone(environ: dict[str, str]) -> None:
+def test_what_cannot_be_had_is_an_error_of_a_submit_alone(
+    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, problems = look(environ, "org/absent", "org/gated")
     assert "data.sources[0].path: data set org/absent on the hub does not exist, or is private" in problems
     assert "data.sources[1].path: data set org/gated on the hub is not open to you" in problems
     assert "If it is meant as a path: there is no directory org here. Run `hf download" in problems
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    assert "If it is meant as a path: directory data has no train. Run" in look(environ, "data/train")[1]
     Hub.seen = []
     notes, problems = look(environ, "org/absent", must_exist=False)
     assert (problems, Hub.seen) == ("", [])
