@@ -15,6 +15,7 @@ from fullft_cluster.errors import Problem
 from fullft_cluster.train import comm, kernels, universal
 from fullft_cluster.train.attention import choose_attention, model_inputs
 from fullft_cluster.train.data import Batch
+from fullft_cluster.train.engine import own_shards
 from fullft_cluster.train.exits import CheckpointFault
 from fullft_cluster.train.loss import loss_of
 from fullft_cluster.train.optimizer import parameter_groups, warmup_steps
@@ -97,10 +98,7 @@ class DeepSpeedEngine:
 
     def load(self, directory: Path) -> None:
         """See `Engine`."""
-        shards = directory / self._shards
-        if not shards.is_dir():
-            what = f"holds no {self._shards}/: it was not written under ZeRO-{self._stage}"
-            raise CheckpointFault(Problem(str(directory), what, "Resume with the engine and the sharding of before."))
+        shards = own_shards(directory, self._shards)
         if len(list(shards.glob("*optim_states.pt"))) == self._world_size:
             self._load(directory)
             return

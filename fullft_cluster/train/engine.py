@@ -16,6 +16,7 @@ from fullft_cluster.errors import Problem, RunFailedError
 from fullft_cluster.hardware import CPU
 from fullft_cluster.plan import Plan
 from fullft_cluster.train.data import Batch
+from fullft_cluster.train.exits import CheckpointFault
 from fullft_cluster.train.setup import Job
 
 
@@ -55,6 +56,21 @@ def make_engine(job: Job, device: torch.device, total_steps: int) -> Engine:
     from fullft_cluster.train.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(job, device, total_steps)
+
+
+ENGINES = {"fsdp": "FSDP", "zero3": "ZeRO-3", "zero2": "ZeRO-2", "zero1": "ZeRO-1"}
+"""By the directory of an engine's files within a checkpoint."""
+
+
+def own_shards(directory: Path, own: str) -> Path:
+    """Return the directory of an engine's files within a checkpoint. Raises CheckpointFault for another engine's."""
+    if not (directory / own).is_dir():
+        found = next((name for shards, name in ENGINES.items() if (directory / shards).is_dir()), "something else")
+        what = f"was written by {found}, and {ENGINES[own]} cannot go on from it"
+        raise CheckpointFault(
+            Problem(str(directory), what, f"Resume with {found}, or begin a new run from its export.")
+        )
+    return directory / own
 
 
 def compute_device(plan: Plan, local_rank: int) -> torch.device:

@@ -14,12 +14,11 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
-from fullft_cluster.errors import Problem
 from fullft_cluster.plan import Plan
 from fullft_cluster.train import kernels
 from fullft_cluster.train.attention import choose_attention, model_inputs
 from fullft_cluster.train.data import Batch
-from fullft_cluster.train.exits import CheckpointFault
+from fullft_cluster.train.engine import own_shards
 from fullft_cluster.train.fsdp_weights import empty_model, fill
 from fullft_cluster.train.loss import loss_of
 from fullft_cluster.train.optimizer import parameter_groups, warmup_steps
@@ -104,11 +103,9 @@ class FsdpEngine:
 
     def load(self, directory: Path) -> None:
         """See `Engine`."""
-        if not (directory / SHARDS).is_dir():
-            what = f"holds no {SHARDS}/: it was not written by FSDP"
-            raise CheckpointFault(Problem(str(directory), what, "Resume with the engine of before."))
+        shards = own_shards(directory, SHARDS)
         state = self._state()
-        dcp.load(state, checkpoint_id=directory / SHARDS)
+        dcp.load(state, checkpoint_id=shards)
         set_state_dict(
             self._model, self._optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"]
         )  # fmt: skip

@@ -128,5 +128,5 @@ def test_fsdps_checkpoint_is_as_large_as_planned(runs: dict[str, Training]) -> N
 def test_what_the_probe_saw(runs: dict[str, Training]) -> None:
     """What only shows within the processes: see engines_probe.py."""
     seen = json.loads((runs["fsdp whole"].run.path / "seen.json").read_text())
-    assert "it was not written by FSDP" in seen["other_engine"]
+    assert "was written by ZeRO-3, and FSDP cannot go on from it" in seen["other_engine"]
     assert seen["deepspeed_imported"] is False

@@ -158,14 +158,15 @@ def test_finished_run_exports_again_only_what_is_missing(reference: Training, tm
     assert_same(training, reference)
 
 
-def test_other_world_size_is_refused(reference: Training, tmp_path: Path) -> None:
+def test_another_engine_is_refused(reference: Training, tmp_path: Path) -> None:
     training = reference.copy(tmp_path / "copy")
-    training.shape.world_size = training.config["resources"]["gpus_per_node"] = 1
+    training.config["resources"]["engine"] = "fsdp"
     training.write_files()
-    assert training.train() == [93], training.log()
-    report = training.report()
+    assert training.train() == [93, 93], training.log()
+    report = training.report(1)
     assert report["kind"] == "checkpoint"
-    assert "written by 2 processes, but this run has 1" in report["message"]
+    assert "was written by ZeRO-3, and FSDP cannot go on from it" in report["message"]
+    assert "Traceback" not in training.log()
     assert steps(training) == [30, 40], "they are good, and stay"
 
 
