@@ -100,7 +100,7 @@ def all_cases() -> list[Case]:
 
 def smoke_cases() -> list[Case]:
     """Return two small cases that together take every way through the code."""
-    small = Case(layers=2, hidden=64, intermediate=160, heads=4, kv_heads=2, vocab=512, seq_len=64)
+    small = Case(layers=2, hidden=64, intermediate=160, heads=4, kv_heads=2, vocab=2048, seq_len=64)
     return [
         replace(small, micro_batch_size=2),
         replace(small, seq_len=1536, loss="chunked", offload="parameters", activation_checkpointing=False),

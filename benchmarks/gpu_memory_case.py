@@ -23,6 +23,7 @@ from fullft_cluster.hardware import CPU, load_cluster
 from fullft_cluster.model import load_model
 from fullft_cluster.plan import PlannedModel
 from fullft_cluster.planner import Data, make_plan
+from fullft_cluster.resources import share
 from fullft_cluster.rundir import RunDir
 from fullft_cluster.train.attention import model_inputs
 from fullft_cluster.train.data import Batch
@@ -45,7 +46,9 @@ def make_job(case: Case, device: str, folder: Path) -> Job:
     """
     case.write_config(folder)
     model = load_model(str(folder))
-    tiny = msgspec.convert({"model": "tiny", "weights": "random", "cluster": "local"}, Config)
+    # Named, because random weights bring none; it has no more tokens than the smallest vocabulary measured.
+    tokenizer = str(share("configs") / "sample" / "tokenizer")
+    tiny = msgspec.convert({"model": "tiny", "weights": "random", "cluster": "local", "tokenizer": tokenizer}, Config)
     plan = make_plan(tiny, load_model("tiny"), load_cluster("local"), Data())
     planned = PlannedModel(
         name="benchmark", model_type=model.model_type, parameters=model.parameters, vocab_size=case.vocab,

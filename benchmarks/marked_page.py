@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+
+NEW_PAGE = "# Benchmarks\n"
 
 
 def marks(name: str, module: str) -> tuple[str, str]:
@@ -21,9 +22,3 @@ def with_part(text: str, name: str, module: str, lines: Sequence[str]) -> str:
     if last not in rest:
         raise ValueError(f"the mark {last!r} is missing")
     return before + part + rest.split(last, 1)[1]
-
-
-def write_part(page: Path, name: str, module: str, lines: Sequence[str]) -> None:
-    """Put a part into a page's file, which is made where it is missing."""
-    text = page.read_text(encoding="utf-8") if page.is_file() else "# Benchmarks\n"
-    page.write_text(with_part(text, name, module, lines), encoding="utf-8")

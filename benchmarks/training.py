@@ -3,6 +3,7 @@
 python -m benchmarks.training              measures; writes benchmarks/data/training.json, then page and figure from it
 python -m benchmarks.training --page       writes page and figure from the samples that were measured last
 python -m benchmarks.training --check      exits 1 where the page is not what --page would write
+python -m benchmarks.training --gpu        the part for a GPU (training_gpu.py), where there is one
 python -m benchmarks.training --quick DIR  takes the ways through the code in seconds, into DIR; figures mean nothing
 
 The machine has to be quiet: the load before the start is written down.
@@ -26,7 +27,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.marked_page import with_part, write_part
+from benchmarks import training_gpu
+from benchmarks.marked_page import NEW_PAGE, with_part
 from benchmarks.training_case import ROOT, Bench, Case, find_text, make_bench
 from benchmarks.training_page import OURS, bars, page
 from benchmarks.training_plots import FIGURE, draw
@@ -35,7 +37,8 @@ from fullft_cluster.units import GIB
 
 DOCS = ROOT / "docs"
 PAGE, RAW = DOCS / "benchmarks.md", ROOT / "benchmarks" / "data" / "training.json"
-PART, MODULE = "training", "benchmarks.training"
+PART, GPU_PART, MODULE = "training", "training-gpu", "benchmarks.training"
+GPU_RAW = RAW.with_name("training_gpu.json")
 NAMES = {
     OURS: "ours", "Trainer, padded": "padded", "TRL SFTTrainer, packing": "sft",
     "Trainer on our blocks": "trainer", "SFTTrainer without DeepSpeed": "sft-plain",
@@ -159,9 +162,22 @@ def measure(effort: Effort, command: str) -> dict[str, Any]:
     return {**raw, "minutes": (time.monotonic() - began) / 60}
 
 
+def gpu_raw() -> list[dict[str, Any]] | None:
+    """Return what was measured on a GPU; None where nothing was."""
+    return json.loads(GPU_RAW.read_text()) if GPU_RAW.is_file() else None
+
+
+def written(text: str, raw: dict[str, Any]) -> str:
+    """Return the page with both parts."""
+    return with_part(
+        with_part(text, PART, MODULE, page(raw)), GPU_PART, MODULE, training_gpu.lines(gpu_raw())
+    )  # fmt: skip
+
+
 def write(raw: dict[str, Any], page_file: Path, figure: Path) -> None:
     """Write page and figure from the samples."""
-    write_part(page_file, PART, MODULE, page(raw))
+    text = page_file.read_text(encoding="utf-8") if page_file.is_file() else NEW_PAGE
+    page_file.write_text(written(text, raw), encoding="utf-8")
     if importlib.util.find_spec("matplotlib") is None:
         print("matplotlib is not installed, so the figure stays: pip install -e '.[benchmarks]'", file=sys.stderr)
     else:
@@ -170,10 +186,25 @@ def write(raw: dict[str, Any], page_file: Path, figure: Path) -> None:
         print("met    " if bar.met else "NOT MET", f"{bar.asked}: {bar.figure}")
 
 
+def measure_gpu(quick: Path | None) -> int:
+    """Measure the part for a GPU and write its samples and its page."""
+    try:
+        raw = training_gpu.measure(quick=quick is not None, tell=tell)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 2
+    file = quick / GPU_RAW.name if quick else GPU_RAW
+    file.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+    target = quick / PAGE.name if quick else PAGE
+    text = target.read_text(encoding="utf-8") if target.is_file() else NEW_PAGE
+    target.write_text(with_part(text, GPU_PART, MODULE, training_gpu.lines(raw)), encoding="utf-8")
+    return int(any("error" in row for row in raw))
+
+
 def is_current() -> bool:
     """Return whether the page is what would be written from the samples."""
     text = PAGE.read_text(encoding="utf-8")
-    return with_part(text, PART, MODULE, page(json.loads(RAW.read_text()))) == text
+    return written(text, json.loads(RAW.read_text())) == text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -183,7 +214,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     what.add_argument("--page", action="store_true", help="write the page from the samples measured last")
     what.add_argument("--check", action="store_true", help="exit 1 where the page is not what --page would write")
     what.add_argument("--quick", type=Path, metavar="DIR", help="every way through the code, small, into DIR")
+    parser.add_argument("--gpu", action="store_true", help="measure what takes a GPU instead")
     options = parser.parse_args(arguments)
+    if options.gpu:
+        return measure_gpu(options.quick)
     if options.check:
         if not is_current():
             print(f"{PAGE} is out of date: run `python -m {MODULE} --page`", file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,7 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import marked_page, training_page, training_stats  # noqa: E402
+from benchmarks import marked_page, training_gpu, training_page, training_stats  # noqa: E402
+from benchmarks.gpu_memory import planned_gib  # noqa: E402
 from benchmarks.training_case import find_text, texts  # noqa: E402
 
 CASE = {
@@ -105,3 +107,29 @@ def test_the_shipped_text_serves_where_there_is_no_other(tmp_path, monkeypatch):
     mine.unlink()
     found = find_text()
     assert next(texts(found, 1)), "the text beside the checkout, or the shipped one"
+
+
+def test_mfu_is_the_share_of_the_peak_of_the_gpu_that_was_measured():
+    """One layer more is 12 h^2-odd weights more: FLOPs follow 6 N + 6 L s q, the peak the table of GPUs."""
+    case = training_gpu.GpuCase()
+    weights = 4 * (4 * 4096**2 + 3 * 4096 * 11008 + 2 * 4096) + 4096 + 32000 * 4096
+    flops = 6 * (weights + 4 * 4096 * 4096)
+    row = {
+        "case": json.loads(case.to_json()), "gpu": "NVIDIA A100-SXM4-80GB", "memory_gib": 79.1, "allocated_gib": 40.0,
+        "attention": "flash_attention_2",
+        "samples": {"full": [(1.0, 20_000, 20_000)] * 3, "packed": [(1.0, 18_000, 20_000)] * 3,
+                    "padded": [(1.0, 2_000, 20_000)] * 3},
+    }  # fmt: skip
+    assert training_gpu.mfu(row).median == pytest.approx(20_000 * flops / 312e12, rel=1e-3)
+    assert training_gpu.mfu({**row, "gpu": "NVIDIA Unheard Of"}) is None
+    text = "\n".join(training_gpu.lines([row, {"case": row["case"], "error": "out of memory"}]))
+    assert "9.00 (9.00 to 9.00)" in text
+    assert "out of memory" in text
+    assert "None yet" in "\n".join(training_gpu.lines(None))
+
+
+def test_cases_for_a_gpu_fit_one_of_80_gib():
+    cases = training_gpu.all_cases()
+    assert len({case.to_json() for case in cases}) == len(cases)
+    assert all(20 < planned_gib(case.memory) < 74 for case in cases)
+    assert training_gpu.GpuCase.from_json(cases[0].to_json()) == cases[0]
