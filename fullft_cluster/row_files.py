@@ -10,7 +10,7 @@ import mmap
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import msgspec
 
@@ -91,22 +91,29 @@ def read_json(path: Path, key: str) -> Iterator[RawRow]:
 
 
 def _lines(path: Path) -> Iterator[RawRow]:
-    """Yield the lines of a file that are not blank; of one that is too long, only that it is."""
     with path.open("rb") as file:
-        number = 0
-        while line := file.readline(MAX_ROW_BYTES + 1):
-            number += 1
-            where = f"{path}:{number}"
-            if len(line) > MAX_ROW_BYTES:
-                length = len(line)
-                while not line.endswith(b"\n") and (line := file.readline(1 << 20)):
-                    length += len(line)
-                yield RawRow(where, too_long(where, length), length)
-                continue
-            if number == 1:
-                line = line.removeprefix(BOM)
-            if not line.isspace() and line:
-                yield RawRow(where, line, len(line))
+        for _, row in lines_from(file, path):
+            yield row
+
+
+def lines_from(file: BinaryIO, path: Path, number: int = 0) -> Iterator[tuple[int, RawRow]]:
+    """Yield the lines that are not blank with their numbers; of one that is too long, only that it is.
+
+    They are read from where the file stands, which is behind line `number`; after each it stands behind that one.
+    """
+    while line := file.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        where = f"{path}:{number}"
+        if len(line) > MAX_ROW_BYTES:
+            length = len(line)
+            while not line.endswith(b"\n") and (line := file.readline(1 << 20)):
+                length += len(line)
+            yield number, RawRow(where, too_long(where, length), length)
+            continue
+        if number == 1:
+            line = line.removeprefix(BOM)
+        if not line.isspace() and line:
+            yield number, RawRow(where, line, len(line))
 
 
 def too_long(where: str, length: int) -> Problem:

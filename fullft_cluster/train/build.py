@@ -12,12 +12,13 @@ from fullft_cluster.config import Config, DataConfig
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.rows import MAX_PROBLEMS
 from fullft_cluster.samples import BadRow, Sample
-from fullft_cluster.train.cache_writer import write_cache
+from fullft_cluster.train.cache_writer import write_cache, write_index
+from fullft_cluster.train.chunks import Chunks
 from fullft_cluster.train.data import VALIDATION, CacheMeta
 from fullft_cluster.train.encoder import Encoder, EncoderSettings
 from fullft_cluster.train.packing import Documents
 from fullft_cluster.train.progress import Bar
-from fullft_cluster.train.shards import ShardSettings, make_shards, read_documents
+from fullft_cluster.train.shards import ShardSettings, groups, make_shards, read_blocks, read_documents
 from fullft_cluster.train.sources import read_samples
 from fullft_cluster.train.tally import BAD, NOTHING_TO_LEARN, Tally
 
@@ -39,6 +40,10 @@ class Rows:
                 continue
             self.chats = self.chats or bool(row.messages)
             yield row
+
+    def groups(self) -> Iterator[list[Sample]]:
+        """Yield the samples in the groups that shards are made of."""
+        return groups(self)
 
     def tell(self, tally: Tally) -> None:
         """Add what became of some rows. Raises UsageError for too many that a chat template refuses."""
@@ -76,6 +81,20 @@ class Rows:
         return "Give more rows." if self.tally.held_out else "Raise train.seq_len, or set data.long_rows: split."
 
 
+class StreamedRows(Rows):
+    """The rows to learn of data that is streamed: each group is a chunk, which can be read again alone."""
+
+    def __init__(self, config: DataConfig, seed: int) -> None:
+        super().__init__(config, validation=False, seed=seed)
+        self.chunks = Chunks(config, seed, lambda where: self.tally.drop(BAD, where))
+
+    def groups(self) -> Iterator[list[Sample]]:
+        """Yield the samples of each chunk."""
+        for group in self.chunks:
+            self.chats = self.chunks.chats
+            yield group
+
+
 @dataclass(frozen=True)
 class _Part:
     """Rows that were tokenised: those of data.train, or those of data.validation."""
@@ -101,7 +120,19 @@ def build(work: Path, shards: Path, config: Config, encoder: EncoderSettings, me
     elif config.data.validation_fraction:
         _pack(work / VALIDATION, train, config, meta, held_out=True)
     has_validation = bool(named or config.data.validation_fraction)
-    _pack(work, train, config, msgspec.structs.replace(meta, validation=has_validation), held_out=False)
+    meta = msgspec.structs.replace(meta, validation=has_validation)
+    if isinstance(train.rows, StreamedRows):
+        _write_index(work, train, train.rows.chunks, meta)
+    else:
+        _pack(work, train, config, meta, held_out=False)
+
+
+def _write_index(directory: Path, part: _Part, chunks: Chunks, meta: CacheMeta) -> None:
+    """Write a cache that holds no tokens: which rows there are, and how they will be packed."""
+    sizes = [read_blocks(part.shards, number) for number in range(part.count)]
+    tally = part.rows.tally
+    meta = msgspec.structs.replace(meta, streaming=True, rows=tally.rows, tally=msgspec.to_builtins(tally))
+    write_index(directory, sizes, chunks.index(len(blocks) for blocks, _ in sizes), meta)
 
 
 def check_split(data: DataConfig) -> None:
@@ -111,17 +142,20 @@ def check_split(data: DataConfig) -> None:
 
 
 def _tokenise(directory: Path, config: Config, encoder: EncoderSettings, *, validation: bool) -> _Part:
-    rows = Rows(config.data, validation=validation, seed=config.train.seed)
+    streamed = config.data.streaming and not validation
+    seed = config.train.seed
+    rows = StreamedRows(config.data, seed) if streamed else Rows(config.data, validation=validation, seed=seed)
     settings = ShardSettings(
-        directory=str(directory), encoder=encoder, seq_len=config.train.seq_len, long_rows=config.data.long_rows
-    )
+        directory=str(directory), encoder=encoder, seq_len=config.train.seq_len, long_rows=config.data.long_rows,
+        packing=config.data.packing, index_only=streamed,
+    )  # fmt: skip
     with Bar("validation rows" if validation else "rows") as bar:
 
         def tell(tally: Tally) -> None:
             rows.tell(tally)
             bar.advance(tally.read, tally.tokens)
 
-        count = make_shards(rows, settings, tell)
+        count = make_shards(rows.groups(), settings, tell)
     rows.check()
     return _Part(directory, count, rows)
 

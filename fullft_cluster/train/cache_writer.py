@@ -7,7 +7,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from fullft_cluster.rundir import fsync_path, write_atomic
 from fullft_cluster.train import data
+from fullft_cluster.train.chunks import Index
 from fullft_cluster.train.packing import Bools, Documents, batches, pack
 
 
@@ -36,21 +37,37 @@ def write_cache(directory: Path, parts: Iterable[Documents], meta: data.CacheMet
             rest = _write_bits(bits, np.concatenate([rest, packed.supervised]))
             blocks.append(packed.blocks)
             documents.append(packed.documents)
-            edges = np.concatenate([[0], np.cumsum(packed.blocks)])
-            valid.append(np.diff(np.concatenate([[0], np.cumsum(packed.supervised)])[edges]))
+            valid.append(packed.labels)
         bits.write(np.packbits(rest).tobytes())
         for file in (tokens, bits):
             file.flush()
             os.fsync(file.fileno())
-    edges, ends, labels = _edges(blocks), _edges(documents), np.concatenate([np.zeros(0, dtype=np.int64), *valid])
-    for name, values in ((data.BLOCKS, edges), (data.STARTS, ends[:-1]), (data.VALID, labels)):
+    ends = _edges(documents)
+    with (directory / data.STARTS).open("wb") as file:
+        np.save(file, ends[:-1])
+        file.flush()
+        os.fsync(file.fileno())
+    return _finish(directory, blocks, valid, msgspec.structs.replace(meta, documents=len(ends) - 1))
+
+
+def write_index(
+    directory: Path, sizes: Sequence[tuple[data.Ints, data.Ints]], index: Index, meta: data.CacheMeta
+) -> data.CacheMeta:
+    """Write a cache without tokens: tokens and labels of the blocks of each chunk, and where the chunks are."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomic(directory / data.INDEX, msgspec.json.encode(index))
+    return _finish(directory, [blocks for blocks, _ in sizes], [labels for _, labels in sizes], meta)
+
+
+def _finish(directory: Path, blocks: list[data.Ints], valid: list[data.Ints], meta: data.CacheMeta) -> data.CacheMeta:
+    """Write what is known of the blocks, the meta with its counts, and the mark; return the meta."""
+    edges, labels = _edges(blocks), np.concatenate([np.zeros(0, dtype=np.int64), *valid])
+    for name, values in ((data.BLOCKS, edges), (data.VALID, labels)):
         with (directory / name).open("wb") as file:
             np.save(file, values)
             file.flush()
             os.fsync(file.fileno())
-    meta = msgspec.structs.replace(
-        meta, tokens=int(edges[-1]), blocks=len(edges) - 1, documents=len(ends) - 1, labels=int(labels.sum())
-    )
+    meta = msgspec.structs.replace(meta, tokens=int(edges[-1]), blocks=len(edges) - 1, labels=int(labels.sum()))
     write_atomic(directory / data.META, msgspec.json.format(msgspec.json.encode(meta), indent=2) + b"\n")
     write_atomic(directory / data.COMPLETE, b"")
     return meta

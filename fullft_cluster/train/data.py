@@ -25,7 +25,7 @@ IGNORE = -100
 """The label that no loss is computed for (torch.nn.functional.cross_entropy's default ignore_index)."""
 VERSION = 2
 TOKENS, SUPERVISED, BLOCKS, STARTS, VALID = "tokens.bin", "supervised.bin", "blocks.npy", "starts.npy", "valid.npy"
-META, COMPLETE = "meta.json", "COMPLETE"
+META, COMPLETE, INDEX = "meta.json", "COMPLETE", "index.json"
 VALIDATION = "validation"
 """Directory within a cache that is the cache of the held-out rows."""
 
@@ -50,6 +50,8 @@ class CacheMeta(Frozen, frozen=True, kw_only=True):
     blocks: int = 0
     end_of_turn_id: int | None = None
     """The token that closes an assistant's turn, where there are chats."""
+    streaming: bool = False
+    """Nothing but an index is kept: rows are tokenised while training."""
     validation: bool = False
     """There is a cache of held-out rows in the directory `validation`."""
     tally: dict[str, Any] = msgspec.field(default_factory=dict)
@@ -69,8 +71,9 @@ def is_complete(cache: Path) -> bool:
     try:
         meta = read_meta(cache)
         sizes = {TOKENS: meta.tokens * np.dtype(meta.dtype).itemsize, SUPERVISED: -(-meta.tokens // 8)}
+        names, sizes = ([INDEX], {}) if meta.streaming else ([STARTS], sizes)
         whole = meta.version == VERSION and all((cache / name).stat().st_size == size for name, size in sizes.items())
-        there = all((cache / name).exists() for name in (COMPLETE, BLOCKS, STARTS, VALID))
+        there = all((cache / name).exists() for name in (COMPLETE, BLOCKS, VALID, *names))
         return whole and there and (not meta.validation or is_complete(cache / VALIDATION))
     except (OSError, msgspec.DecodeError):
         return False
@@ -123,8 +126,8 @@ class Blocks:
         return made
 
 
-class PackedData:
-    """A prepared cache, mapped. Raises DataFault when it is not whole."""
+class PreparedData:
+    """Blocks whose sizes and labels are known. Raises DataFault when the cache is not whole."""
 
     def __init__(self, cache: Path) -> None:
         if not is_complete(cache):
@@ -133,12 +136,6 @@ class PackedData:
         self.meta = read_meta(cache)
         self._edges: Ints = np.load(cache / BLOCKS)
         self._valid: Ints = np.load(cache / VALID)
-        self._blocks = Blocks(
-            tokens=np.memmap(cache / TOKENS, dtype=self.meta.dtype, mode="r"),
-            bits=np.memmap(cache / SUPERVISED, dtype=np.uint8, mode="r"),
-            edges=self._edges, starts=np.load(cache / STARTS, mmap_mode="r"), seq_len=self.meta.seq_len,
-            pad_id=self.meta.pad_id,
-        )  # fmt: skip
 
     def __len__(self) -> int:
         return self.meta.blocks
@@ -155,6 +152,25 @@ class PackedData:
     def labels_in(self, blocks: Ints) -> int:
         """Return the labels in some blocks that a loss is computed for."""
         return int(self._valid[blocks[blocks >= 0]].sum())
+
+    def batch(self, blocks: Ints) -> Batch:
+        """Return the blocks with these numbers; -1 gives a block of padding, whose labels all are -100."""
+        raise NotImplementedError
+
+
+class PackedData(PreparedData):
+    """A prepared cache, mapped. Raises DataFault when it is not whole, or holds no tokens because it is streamed."""
+
+    def __init__(self, cache: Path) -> None:
+        super().__init__(cache)
+        if self.meta.streaming:
+            raise DataFault(Problem(str(cache), "has no tokens: data.streaming is set"))
+        self._blocks = Blocks(
+            tokens=np.memmap(cache / TOKENS, dtype=self.meta.dtype, mode="r"),
+            bits=np.memmap(cache / SUPERVISED, dtype=np.uint8, mode="r"),
+            edges=self._edges, starts=np.load(cache / STARTS, mmap_mode="r"), seq_len=self.meta.seq_len,
+            pad_id=self.meta.pad_id,
+        )  # fmt: skip
 
     def batch(self, blocks: Ints) -> Batch:
         """Return the blocks with these numbers; -1 gives a block of padding, whose labels all are -100."""

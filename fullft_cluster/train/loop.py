@@ -6,7 +6,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import msgspec
 import torch
@@ -15,7 +15,7 @@ from fullft_cluster.errors import Problem
 from fullft_cluster.train import checkpointing, comm
 from fullft_cluster.train.best import judge, keep_best
 from fullft_cluster.train.checkpointing import TrainerState
-from fullft_cluster.train.data import Ints, Order, PackedData, rank_share
+from fullft_cluster.train.data import Ints, Order, PackedData, PreparedData, rank_share
 from fullft_cluster.train.engine import Engine
 from fullft_cluster.train.evaluation import Evaluator
 from fullft_cluster.train.exits import NotFiniteError, Progress
@@ -23,6 +23,7 @@ from fullft_cluster.train.heartbeat import keep_beating
 from fullft_cluster.train.metrics import Metrics
 from fullft_cluster.train.setup import Job
 from fullft_cluster.train.stop import StopFlag
+from fullft_cluster.train.streaming import StreamedData
 
 BEAT_SECONDS = 1.0
 """At most one heartbeat a second of training: a small write on a shared file system, from every rank."""
@@ -42,19 +43,24 @@ def is_norm(value: float) -> bool:
 class Data:
     """What is learnt, in its order, and what the loss is evaluated on."""
 
-    train: PackedData
+    train: PreparedData
     order: Order
     validation: PackedData | None = None
 
 
 def open_data(job: Job) -> Data:
     """Open what data.json names. Raises DataFault."""
-    plan, train, held_out = job.plan, PackedData(Path(job.data["cache"])), job.data.get("validation")
-    order = Order(
-        blocks=len(train), global_batch_size=plan.global_batch_size, epochs=plan.epochs, max_steps=plan.max_steps,
-        seed=plan.seed,
-    )  # fmt: skip
-    return Data(train, order, PackedData(Path(held_out["cache"])) if held_out else None)
+    plan, cache, held_out = job.plan, Path(job.data["cache"]), job.data.get("validation")
+    steps: dict[str, Any] = {
+        "global_batch_size": plan.global_batch_size, "epochs": plan.epochs, "max_steps": plan.max_steps,
+        "seed": plan.seed,
+    }  # fmt: skip
+    validation = PackedData(Path(held_out["cache"])) if held_out else None
+    if job.config.data.streaming:
+        streamed = StreamedData(cache, job.config)
+        return Data(streamed, streamed.order(**steps), validation)
+    train = PackedData(cache)
+    return Data(train, Order(blocks=len(train), **steps), validation)
 
 
 def beginning(job: Job, data: Data) -> TrainerState:

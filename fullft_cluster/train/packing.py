@@ -114,6 +114,12 @@ class Packed:
     documents: Ints
     """Tokens of each document, in the order of the blocks."""
 
+    @property
+    def labels(self) -> Ints:
+        """Return the labels of each block."""
+        edges = np.concatenate([[0], np.cumsum(self.blocks)])
+        return np.diff(np.concatenate([[0], np.cumsum(self.supervised)])[edges])
+
 
 def pack(documents: Documents, seq_len: int, *, packing: bool) -> Packed:
     """Put documents of at most `seq_len` tokens into blocks; without `packing` each is a block."""
@@ -130,7 +136,7 @@ def pack(documents: Documents, seq_len: int, *, packing: bool) -> Packed:
     }
     options = {"batch_size": None, "keep_in_memory": True, "load_from_cache_file": False, "new_fingerprint": "packed"}
     with _no_progress_bar():
-        table = pack_dataset(Dataset(pa.table(columns)), seq_len, "bfd", options).data.table.combine_chunks()
+        table = pack_dataset(Dataset(pa.table(columns), fingerprint="documents"), seq_len, "bfd", options).data.table.combine_chunks()
     tokens, supervised, lengths = (table[name].chunk(0) for name in ("tokens", "supervised", "seq_lengths"))
     return Packed(
         tokens=tokens.flatten().to_numpy(), supervised=supervised.flatten().to_numpy().astype(bool),

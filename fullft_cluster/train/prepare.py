@@ -102,7 +102,7 @@ def told(cache: Path) -> dict[str, Any]:
     return {
         "cache": str(cache), "key": meta.key, "seq_len": meta.seq_len, **_counts(meta), "dropped": dropped,
         **{name: meta.tally[name] for name in ("formats", "split", "truncated", "pieces_dropped")},
-        "validation": validation, "end_of_turn_id": meta.end_of_turn_id,
+        "validation": validation, "streaming": meta.streaming, "end_of_turn_id": meta.end_of_turn_id,
     }  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from fullft_cluster.errors import FullftError, Problem
 from fullft_cluster.rundir import fsync_path
 from fullft_cluster.samples import Sample
 from fullft_cluster.train.encoder import Encoder, EncoderSettings
-from fullft_cluster.train.packing import Documents, LongRows, cut
+from fullft_cluster.train.packing import Documents, LongRows, cut, pack
 from fullft_cluster.train.tally import Tally
 
 SHARD_ROWS = 2048
@@ -44,6 +44,9 @@ class ShardSettings(msgspec.Struct, frozen=True, kw_only=True):
     encoder: EncoderSettings
     seq_len: int
     long_rows: LongRows
+    packing: bool = True
+    index_only: bool = False
+    """For data that is streamed: of what is learnt only the sizes of the blocks are kept."""
 
 
 def shard_path(directory: Path, number: int) -> Path:
@@ -51,12 +54,17 @@ def shard_path(directory: Path, number: int) -> Path:
     return directory / f"{number:06d}.npz"
 
 
+def size_of(sample: Sample) -> int:
+    """Return the characters of a sample."""
+    return len(sample.prompt) + len(sample.completion) + sum(len(m["content"] or "") for m in sample.messages)
+
+
 def groups(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
     """Yield samples in the groups that shards are made of."""
     group: list[Sample] = []
     characters = 0
     for sample in samples:
-        size = len(sample.prompt) + len(sample.completion) + sum(len(m["content"] or "") for m in sample.messages)
+        size = size_of(sample)
         if group and (len(group) == SHARD_ROWS or characters + size > SHARD_CHARACTERS):
             yield group
             group, characters = [], 0
@@ -81,10 +89,15 @@ class ShardMaker:
         tally = Tally.of(encoded, done, self._settings.long_rows)
         path = shard_path(Path(self._settings.directory), number)
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
-        arrays = {
-            "tokens": done.documents.tokens, "supervised": np.packbits(done.documents.supervised),
-            "lengths": done.documents.lengths, "held_out": held_out,
-            "tally": np.frombuffer(msgspec.json.encode(tally), dtype=np.uint8),
+        arrays: dict[str, Any] = {"tally": np.frombuffer(msgspec.json.encode(tally), dtype=np.uint8)}
+        documents = done.documents
+        if self._settings.index_only:
+            packed = pack(documents.take(~held_out), self._settings.seq_len, packing=self._settings.packing)
+            arrays |= {"blocks": packed.blocks, "valid": packed.labels}
+            documents, held_out = documents.take(held_out), held_out[held_out]
+        arrays |= {
+            "tokens": documents.tokens, "supervised": np.packbits(documents.supervised),
+            "lengths": documents.lengths, "held_out": held_out,
         }  # fmt: skip
         with partial.open("wb") as file:
             np.savez(file, allow_pickle=False, **arrays)
@@ -134,16 +147,22 @@ def _make(number: int, samples: list[Sample]) -> Tally | tuple[Problem, ...]:
         return error.problems
 
 
+def read_blocks(directory: Path, number: int) -> tuple[Any, Any]:
+    """Return the tokens and the labels of each block of a shard of which only these are kept. Raises OSError."""
+    with np.load(shard_path(directory, number), allow_pickle=False) as arrays:
+        return arrays["blocks"], arrays["valid"]
+
+
 def make_shards(
-    samples: Iterable[Sample], settings: ShardSettings, tell: Callable[[Tally], None], *, cores: int | None = None
+    grouped: Iterable[list[Sample]], settings: ShardSettings, tell: Callable[[Tally], None], *, cores: int | None = None
 ) -> int:
-    """Make every shard that is not there yet, and return how many there are. Raises UsageError.
+    """Make a shard of each group, those that are there aside, and return how many there are. Raises UsageError.
 
     `tell` is called with what became of the rows of each shard, in their order.
     """
     directory = Path(settings.directory)
     directory.mkdir(parents=True, exist_ok=True)
-    numbered = enumerate(groups(samples))
+    numbered = enumerate(grouped)
     first = [group for _, group in zip(range(INLINE_SHARDS + 1), numbered, strict=False)]
     cores = cores or len(os.sched_getaffinity(0))
     if len(first) <= INLINE_SHARDS or cores == 1:

@@ -49,17 +49,20 @@ def read_file(path: Path, key: str) -> Iterator[RawRow]:
     return parquet_rows(path) if kind_of(path, key) == "parquet" else read_json(path, key)
 
 
-def parquet_rows(path: Path) -> Iterator[RawRow]:
-    """Yield the rows of a Parquet file. Raises UsageError where it is damaged."""
+def parquet_rows(path: Path, skip: int = 0) -> Iterator[RawRow]:
+    """Yield the rows of a Parquet file behind the first `skip`. Raises UsageError where it is damaged."""
     import pyarrow
     import pyarrow.parquet
 
-    numbers = count(1)
+    numbers = count(skip + 1)
     try:
         with pyarrow.parquet.ParquetFile(path, memory_map=True) as file:
             size = path.stat().st_size / max(file.metadata.num_rows, 1)
-            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
-                for row in batch.to_pylist():
+            groups, skip = _groups_behind(file.metadata, skip)
+            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, row_groups=groups):
+                rows = batch[skip:].to_pylist()
+                skip = max(skip - len(batch), 0)
+                for row in rows:
                     yield RawRow(f"{path}: row {next(numbers)}", row, size)
     except (pyarrow.ArrowException, OSError) as error:  # ArrowInvalid, and OSError for a page that is cut off
         said = str(error).splitlines()[0]
@@ -67,14 +70,26 @@ def parquet_rows(path: Path) -> Iterator[RawRow]:
         raise UsageError(Problem(where, f"Parquet cannot be read ({said})", "Copy or write the file again.")) from None
 
 
-def hub_rows(source: RowSource, *, streaming: bool = False) -> Iterator[RawRow]:
-    """Yield the rows of a data set on the hub, from the cache where it is there. Raises UsageError."""
+def _groups_behind(metadata: Any, skip: int) -> tuple[list[int], int]:
+    """Return the row groups that hold rows behind the first `skip`, and how many of their rows are to be skipped."""
+    group = 0
+    while group < metadata.num_row_groups and skip >= metadata.row_group(group).num_rows:
+        skip -= metadata.row_group(group).num_rows
+        group += 1
+    return list(range(group, metadata.num_row_groups)), skip
+
+
+def hub_rows(source: RowSource, *, streaming: bool = False, skip: int = 0) -> Iterator[RawRow]:
+    """Yield the rows of a data set on the hub behind the first `skip`, from the cache where it is there.
+
+    Raises UsageError.
+    """
     split, rows = _load(source, streaming=streaming)
     name = f"{source.path}{f'/{source.subset}' if source.subset else ''}[{split}]"
-    numbers = count(1)
+    numbers = count(skip + 1)
     size = 1 / _length(rows, split)
     try:
-        for batch in rows.iter(batch_size=ROWS_AT_ONCE):
+        for batch in (rows.skip(skip) if skip else rows).iter(batch_size=ROWS_AT_ONCE):
             columns = list(batch)
             for values in zip(*batch.values(), strict=True):
                 yield RawRow(f"{name}: row {next(numbers)}", dict(zip(columns, values, strict=True)), size)
