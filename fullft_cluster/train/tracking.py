@@ -22,6 +22,8 @@ from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.rundir import RunDir, read_json, read_lines, write_json
 from fullft_cluster.train.setup import Job
 
+START_SECONDS = 30.0
+"""How long W&B is waited for before the run is kept offline; its own default is 90 s, in which the GPUs stand still."""
 CLOSE_SECONDS = 30.0
 """How long the end of training waits for W&B's upload; `wandb sync` uploads what is left of it from RUN/wandb."""
 _STEP = "train/global_step"
@@ -124,7 +126,7 @@ class _Wandb:
     def __init__(self, job: Job, first_step: int) -> None:
         self._seen = logged_before(job.run, job.attempt)
         self._run = self._start(job)
-        if self._run.url:
+        if not getattr(self._run, "offline", True):
             print(f"W&B: {self._run.url}", flush=True)
         # The step is a number among the others, as transformers has it: W&B's own only ever grows.
         self._run.define_metric(_STEP)
@@ -138,7 +140,9 @@ class _Wandb:
             "project": os.environ.get("WANDB_PROJECT", "fullft-cluster"), "id": wandb_id(job.run), "resume": "allow",
             "name": job.run.name, "dir": str(job.run.path), "config": config,
             # The workers' output has a log of its own, and no place for a summary of many lines.
-            "settings": wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True),
+            "settings": wandb.Settings(
+                console="off", silent=True, disable_git=True, disable_code=True, init_timeout=START_SECONDS
+            ),
         }  # fmt: skip
         try:
             return wandb.init(**options)
@@ -147,6 +151,7 @@ class _Wandb:
             print(
                 f"W&B cannot be reached ({first}); the run is kept for `wandb sync` in {job.run.path}/wandb", flush=True
             )
+            wandb.teardown()  # its process would say that the id is in use
             return wandb.init(**options, mode="offline")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

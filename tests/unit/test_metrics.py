@@ -108,7 +108,7 @@ def test_tensorboard_shows_each_step_once_after_a_requeue(tmp_path: Path) -> Non
 class FakeRun:
     """What is asked of a run at W&B."""
 
-    url = "https://wandb.example/run"
+    url, offline = "https://wandb.example/run", False
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self.rows = rows
@@ -127,15 +127,17 @@ class FakeRun:
 def wandb(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A stand-in for the package that records what it is asked for."""
     fake: Any = types.ModuleType("wandb")
-    fake.inits, fake.rows, fake.fails = [], [], set()
+    fake.inits, fake.rows, fake.fails, fake.ids = [], [], set(), set()
 
     def init(**options: Any) -> FakeRun:
         fake.inits.append(options)
+        assert options["id"] not in fake.ids, "wandb's process: the run ID is in use"
+        fake.ids.add(options["id"])
         if options.get("mode", "online") in fake.fails:
             raise ConnectionError("no route to host\nand a long story")
         return FakeRun(fake.rows)
 
-    fake.init, fake.teardown, fake.Settings = init, lambda: None, SimpleNamespace
+    fake.init, fake.teardown, fake.Settings = init, fake.ids.clear, SimpleNamespace
     monkeypatch.setitem(sys.modules, "wandb", fake)
     yield fake
 
