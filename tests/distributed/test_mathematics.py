@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from training_run import Training
 
-from fullft_cluster.train.data import IGNORE, PackedData
+from fullft_cluster.train.data import IGNORE, Ints, PackedData
 
 pytestmark = pytest.mark.distributed
 
@@ -45,8 +45,19 @@ def packed(reference: Training) -> PackedData:
     return PackedData(Path(json.loads(reference.run.data.read_text())["cache"]))
 
 
+@pytest.fixture(scope="module")
+def shared(packed: PackedData) -> Ints:
+    """Blocks that hold several documents each."""
+    everything = np.arange(len(packed))
+    found = everything[(packed.batch(everything).position_ids == 0).sum(axis=1) > 1]
+    assert len(found) >= 6, "the test needs blocks in which documents could see each other"
+    return found[:6]
+
+
 @pytest.mark.parametrize("flatten", [False, True])
-def test_packed_documents_do_not_see_each_other(reference: Training, packed: PackedData, flatten: bool) -> None:
+def test_packed_documents_do_not_see_each_other(
+    reference: Training, packed: PackedData, shared: Ints, flatten: bool
+) -> None:
     """Logits and gradients of packed blocks equal those of each document alone, whatever the micro-batch."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -55,7 +66,7 @@ def test_packed_documents_do_not_see_each_other(reference: Training, packed: Pac
     from fullft_cluster.train.loss import token_loss_sum
 
     model = AutoModelForCausalLM.from_pretrained(reference.run.export, dtype=torch.float32, attn_implementation="sdpa")
-    batch = packed.batch(np.array([*range(8), len(packed) - 1, -1]))
+    batch = packed.batch(np.array([*shared, len(packed) - 1, -1]))
     inputs, labels = model_inputs(batch, torch.device("cpu"), flatten=flatten)
     logits = model(**inputs).logits
     loss = token_loss_sum(logits, labels)
@@ -78,7 +89,7 @@ def test_packed_documents_do_not_see_each_other(reference: Training, packed: Pac
         assert torch.allclose(parameter.grad, gradients[name], atol=1e-4), name
 
 
-def test_the_usual_mistakes_would_show(reference: Training, packed: PackedData) -> None:
+def test_the_usual_mistakes_would_show(reference: Training, packed: PackedData, shared: Ints) -> None:
     """The test above can fail: with a mask of ones, documents do see each other."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -86,7 +97,7 @@ def test_the_usual_mistakes_would_show(reference: Training, packed: PackedData) 
     from fullft_cluster.train.attention import model_inputs
 
     model = AutoModelForCausalLM.from_pretrained(reference.run.export, dtype=torch.float32)
-    inputs, _ = model_inputs(packed.batch(np.arange(8)), torch.device("cpu"), flatten=False)
+    inputs, _ = model_inputs(packed.batch(shared), torch.device("cpu"), flatten=False)
     right = model(**inputs).logits
     mask = torch.ones_like(inputs["input_ids"])
     assert not torch.allclose(right, model(**inputs, attention_mask=mask).logits, atol=1e-2)
