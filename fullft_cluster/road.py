@@ -191,6 +191,10 @@ def _not_to_submit(config: Config) -> Iterator[Problem]:
     """Yield what a plan may be without, and a job may not."""
     if config.data.train is None and not config.data.sources:
         yield Problem("data.train", "is missing", "Write --data train.jsonl.")
+    if config.data.validation and config.data.validation_fraction:
+        yield Problem("data.validation_fraction", "is set beside data.validation", "Keep one of them.")
+    if config.data.streaming and config.train.max_steps is None:
+        yield Problem("train.max_steps", "is missing, and data.streaming needs it", "Write --max-steps N.")
     if config.data.validation is None and not config.data.validation_fraction:
         fix = "Give data.validation or data.validation_fraction, or leave it out."
         for name in ("eval_steps", "early_stopping_patience"):

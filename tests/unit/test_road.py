@@ -181,6 +181,15 @@ def test_the_configuration_tells_what_the_plan_chose_for_what_is_open(data: Path
     assert "warmup_ratio: 0.03 # default" in lines and "max_steps: 5 # flag" in lines
 
 
+def test_what_data_cannot_do_together_is_refused(data: Path) -> None:
+    """Before anything is queued: a stream has no end that the schedule could know, and one set is evaluated on."""
+    with pytest.raises(UsageError) as error:
+        job(data, model="tiny", data__streaming=True, data__validation=str(data), data__validation_fraction=0.1)
+    wrong = {problem.where for problem in error.value.problems}
+    assert wrong == {"train.max_steps", "data.validation_fraction"}
+    job(data, model="tiny", data__streaming=True, train__max_steps=5)
+
+
 def test_evaluating_on_nothing_is_refused(data: Path) -> None:
     flags = {"train.eval_steps": 10, "train.early_stopping_patience": 2, "model": "tiny"}
     with pytest.raises(UsageError) as refused:
