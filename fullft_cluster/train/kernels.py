@@ -124,7 +124,8 @@ class CompileCheck:
     def __call__(self, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Return what ``compute`` does, the loss of a micro-batch with its graph. A collective, the first time.
 
-        Raises UsageError on all ranks alike, with both numbers, where the compiled loss is another one.
+        Raises UsageError on all ranks alike, with both numbers, where the compiled loss is another one; and where the
+        model cannot be compiled.
         """
         if not self._due:
             return compute()
@@ -135,7 +136,11 @@ class CompileCheck:
                 plain = float(compute())
         finally:
             Compiled.on = True
-        loss = compute()
+        try:
+            loss = compute()
+        except torch._dynamo.exc.TorchDynamoException as error:  # its graphs, and what inductor makes of them
+            what = f"cannot compile: {' '.join(str(error).split()[:40])}"
+            raise UsageError(Problem("resources.torch_compile", what, "Leave it out.")) from error
         total = comm.sum_over_ranks([plain, float(loss.detach())], loss.device)
         if not abs(total[1] - total[0]) <= self._bound * abs(total[0]):
             what = f"gives a loss of {total[1]:.6g} where the uncompiled model gives {total[0]:.6g} (over all ranks)"

@@ -147,6 +147,19 @@ def test_a_compiled_loss_is_compared_once(monkeypatch: pytest.MonkeyPatch, capsy
     assert kernels.CompileCheck(plan(torch_compile=True, precision="bf16"))(drifting) == 10
 
 
+def test_what_cannot_be_compiled_is_refused() -> None:
+    def broken(graph: Any, examples: Any) -> Any:
+        raise ValueError("no such operator")
+
+    compiled = torch.compile(torch.nn.functional.relu, backend=broken)
+
+    def compute() -> Any:
+        return (compiled if kernels.Compiled.on else torch.nn.functional.relu)(torch.ones(1)).sum()
+
+    with pytest.raises(UsageError, match=r"resources\.torch_compile: cannot compile: .*no such operator"):
+        kernels.CompileCheck(plan(torch_compile=True))(compute)
+
+
 @pytest.mark.parametrize(
     ("device", "precision", "installed", "reason"),
     [
