@@ -10,6 +10,7 @@ import msgspec
 
 from fullft_cluster.config import Config, DataConfig
 from fullft_cluster.errors import Problem, UsageError
+from fullft_cluster.row_sources import sources_of
 from fullft_cluster.rows import MAX_PROBLEMS
 from fullft_cluster.samples import BadRow, Sample
 from fullft_cluster.train.cache_writer import write_cache, write_index
@@ -17,7 +18,7 @@ from fullft_cluster.train.chunks import Chunks
 from fullft_cluster.train.data import VALIDATION, CacheMeta
 from fullft_cluster.train.encoder import Encoder, EncoderSettings
 from fullft_cluster.train.packing import Documents
-from fullft_cluster.train.progress import Bar
+from fullft_cluster.train.progress import Bar, count_rows, watched
 from fullft_cluster.train.shards import ShardSettings, groups, make_shards, read_blocks, read_documents
 from fullft_cluster.train.sources import read_samples
 from fullft_cluster.train.tally import BAD, NOTHING_TO_LEARN, Tally
@@ -149,7 +150,8 @@ def _tokenise(directory: Path, config: Config, encoder: EncoderSettings, *, vali
         directory=str(directory), encoder=encoder, seq_len=config.train.seq_len, long_rows=config.data.long_rows,
         packing=config.data.packing, index_only=streamed,
     )  # fmt: skip
-    with Bar("validation rows" if validation else "rows") as bar:
+    total = count_rows(sources_of(config.data, validation=validation)) if watched() else None
+    with Bar("validation rows" if validation else "rows", total) as bar:
 
         def tell(tally: Tally) -> None:
             rows.tell(tally)
@@ -164,7 +166,7 @@ def _pack(directory: Path, part: _Part, config: Config, meta: CacheMeta, *, held
     tally = part.rows.tally
     rows = tally.held_out if held_out else tally.rows
     meta = msgspec.structs.replace(meta, rows=rows, tally=msgspec.to_builtins(tally))
-    with Bar("packed" if config.data.packing else "written") as bar:
+    with Bar("packed" if config.data.packing else "written", rows) as bar:
 
         def told() -> Iterator[Documents]:
             for documents in read_documents(part.shards, part.count, held_out=held_out):

@@ -136,7 +136,9 @@ def pack(documents: Documents, seq_len: int, *, packing: bool) -> Packed:
     }
     options = {"batch_size": None, "keep_in_memory": True, "load_from_cache_file": False, "new_fingerprint": "packed"}
     with _no_progress_bar():
-        table = pack_dataset(Dataset(pa.table(columns), fingerprint="documents"), seq_len, "bfd", options).data.table.combine_chunks()
+        # With a fingerprint of its own the data set need not be hashed.
+        found = pack_dataset(Dataset(pa.table(columns), fingerprint="documents"), seq_len, "bfd", options)
+    table = found.data.table.combine_chunks()
     tokens, supervised, lengths = (table[name].chunk(0) for name in ("tokens", "supervised", "seq_lengths"))
     return Packed(
         tokens=tokens.flatten().to_numpy(), supervised=supervised.flatten().to_numpy().astype(bool),
