@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,15 @@ def test_pad_may_be_eos_or_absent(tmp_path: Path) -> None:
         learner = Learner(tmp_path / str(pad), CHATML, pad=pad)
         assert learner.marked(completion("Some words", " are here")) == "<s>Some words[[ are here</s>]]"
         assert padding_id(learner.tokenizer, learner.settings) == EOS
+
+
+def test_a_tokenizer_without_eos_is_refused(tmp_path: Path) -> None:
+    directory = make_tokenizer(tmp_path)
+    settings = json.loads((directory / "tokenizer_config.json").read_text())
+    settings.pop("eos_token")
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(UsageError, match=r"its tokenizer has no EOS token\. Set eos_token"):
+        load_tokenizer(Config(model="tiny", weights="random", tokenizer=str(directory)))
 
 
 def test_a_template_from_a_file(tmp_path: Path) -> None:

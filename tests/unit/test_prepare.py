@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
 import threading
-import time
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -19,48 +13,21 @@ np = pytest.importorskip("numpy")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("trl")
 
-import yaml  # noqa: E402
+from chat_tokenizers import CHATML, LLAMA_2, make_tokenizer  # noqa: E402
+from prepared_runs import documents_of, make_run, sample_text  # noqa: E402
 
 from fullft_cluster.config import Config  # noqa: E402
 from fullft_cluster.errors import UsageError  # noqa: E402
 from fullft_cluster.resources import share  # noqa: E402
-from fullft_cluster.rundir import RunDir  # noqa: E402
-from fullft_cluster.train import cache_writer, data, prepare, shards  # noqa: E402
+from fullft_cluster.train import cache_writer, data, prepare  # noqa: E402
 from fullft_cluster.train.data import PackedData  # noqa: E402
 
 SAMPLE = share("configs") / "sample"
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> object:
     return transformers.AutoTokenizer.from_pretrained(str(SAMPLE / "tokenizer"))
-
-
-def make_run(tmp_path: Path, text: str | bytes, *, name: str = "run", seq_len: int = 32, **settings: object) -> RunDir:
-    """Make a run whose data is this text; further settings are of `data`."""
-    path = tmp_path / "train.jsonl"
-    path.write_bytes(text.encode() if isinstance(text, str) else text)
-    run = RunDir(tmp_path / "runs" / name)
-    run.make()
-    config = {
-        "model": "tiny", "weights": "random", "train": {"seq_len": seq_len},
-        "data": {"train": str(path), "cache_dir": str(tmp_path / "cache"), **settings},
-    }  # fmt: skip
-    run.config.write_text(yaml.safe_dump(config))
-    return run
-
-
-def documents_of(cache: Path) -> list[list[int]]:
-    """Return the documents of a cache, sorted."""
-    packed = PackedData(cache)
-    starts = [*np.load(cache / data.STARTS), packed.meta.tokens]
-    tokens = np.fromfile(cache / data.TOKENS, dtype=packed.meta.dtype)
-    return sorted(tokens[begin:end].tolist() for begin, end in itertools.pairwise(starts))
-
-
-def sample_text(rows: int) -> str:
-    return "".join((SAMPLE / "train.jsonl").open().readlines()[:rows])
 
 
 def test_prepares_once_and_says_where(tmp_path: Path, tokenizer: object) -> None:
@@ -85,73 +52,6 @@ def test_prepares_once_and_says_where(tmp_path: Path, tokenizer: object) -> None
     (tmp_path / "train.jsonl").write_text(text + '{"text": "one more"}\n')
     assert prepare.prepare_run(str(run.path))["key"] != made["key"]
     assert not list((tmp_path / "cache").glob(".*"))
-
-
-def test_killed_it_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shards that are there stay; nothing is taken for a cache before its time; no process outlives the killed one."""
-    run = make_run(tmp_path, sample_text(400))
-    script = f"""
-import multiprocessing, os, signal, time
-from fullft_cluster.train import prepare, shards
-
-def kill(directory, number):
-    if number == 8:
-        while not shards.shard_path(directory, 2).exists():
-            time.sleep(0.01)
-        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-        os.kill(os.getpid(), signal.SIGKILL)
-    return read(directory, number)
-
-if __name__ == "__main__":
-    shards.SHARD_ROWS, read, shards.read_tally = 20, shards.read_tally, kill
-    os.sched_getaffinity = lambda _: (0, 1)
-    prepare.prepare_run({str(run.path)!r})
-"""
-    (tmp_path / "killed.py").write_text(script)
-    command = [sys.executable, str(tmp_path / "killed.py")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    killed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=120, check=False)
-    assert killed.returncode == -signal.SIGKILL
-    children = [int(pid) for pid in killed.stdout.split()]
-    assert len(children) == 2
-    deadline = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}/status").exists() for pid in children) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(Path(f"/proc/{pid}/status").exists() for pid in children)
-    (left,) = (tmp_path / "cache").iterdir()
-    assert left.name.startswith(".shards-")
-    there = {path.name: path.stat().st_mtime_ns for path in left.rglob("*.npz") if not path.name.startswith(".")}
-    assert 3 <= len(there) < 20
-    monkeypatch.setattr(shards, "SHARD_ROWS", 20)
-    made_now: list[int] = []
-    make = shards.ShardMaker.make
-    monkeypatch.setattr(
-        shards.ShardMaker, "make", lambda maker, number, rows: made_now.append(number) or make(maker, number, rows)
-    )
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: (0,))  # in this process
-    made = prepare.prepare_run(str(run.path))
-    assert sorted({f"{number:06d}.npz" for number in made_now} | set(there)) == [f"{n:06d}.npz" for n in range(20)]
-    assert not {f"{number:06d}.npz" for number in made_now} & set(there)
-    assert [path.name for path in (tmp_path / "cache").iterdir()] == [made["key"]]
-    # As if nothing had happened, and whatever the size of the shards.
-    monkeypatch.setattr(shards, "SHARD_ROWS", 7)
-    fresh = make_run(tmp_path, sample_text(400), name="fresh", cache_dir=str(tmp_path / "other"))
-    again = prepare.prepare_run(str(fresh.path))
-    assert again["key"] == made["key"]
-    for name in (data.TOKENS, data.SUPERVISED, data.BLOCKS, data.STARTS, data.VALID):
-        assert (Path(again["cache"]) / name).read_bytes() == (Path(made["cache"]) / name).read_bytes()
-
-
-def test_a_damaged_shard_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run(tmp_path, sample_text(5))
-    publish = cache_writer.publish
-    monkeypatch.setattr(cache_writer, "publish", lambda work, final: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        prepare.prepare_run(str(run.path))
-    (shard,) = (tmp_path / "cache").rglob("*.npz")
-    shard.write_bytes(shard.read_bytes()[:100])
-    monkeypatch.setattr(cache_writer, "publish", publish)
-    assert prepare.prepare_run(str(run.path))["rows"] == 5
 
 
 def test_rows_are_held_out_by_what_they_say(tmp_path: Path) -> None:
@@ -196,6 +96,32 @@ def test_rows_that_are_dropped_are_named(tmp_path: Path, capsys: pytest.CaptureF
     nothing = make_run(tmp_path, text.splitlines()[2], name="nothing", long_rows="drop", seq_len=20)
     with pytest.raises(UsageError, match=r"no row with something to learn: 1 longer than train.seq_len.*jsonl:1"):
         prepare.prepare_run(str(nothing.path))
+
+
+def test_chats_end_as_data_json_says(tmp_path: Path) -> None:
+    """The token that closes turns is there for the export; rows that the template refuses are named, all at once."""
+    chat = [{"role": "user", "content": "What is 2 and 3?"}, {"role": "assistant", "content": "It is 5."}]
+    odd = [{"role": "system", "content": "Be brief."}, *chat]
+    text = "".join(json.dumps({"messages": messages}) + "\n" for messages in (chat, odd, chat, odd))
+    (tmp_path / "chatml.jinja").write_text(CHATML)
+    (tmp_path / "llama.jinja").write_text(LLAMA_2)
+    for name, template, skip in (
+        ("ml", "chatml", "error"),
+        ("refused", "llama", "error"),
+        ("skipped", "llama", "skip"),
+    ):
+        path = str(tmp_path / f"{template}.jinja")
+        run = make_run(tmp_path, text, name=name, chat_template=path, on_bad_row=skip, seq_len=128)
+        run.config.write_text(run.config.read_text() + f"tokenizer: {make_tokenizer(tmp_path / 'tokenizer')}\n")
+        if name == "refused":
+            with pytest.raises(UsageError) as error:
+                prepare.prepare_run(str(run.path))
+            assert [p.where.rpartition(":")[2] for p in error.value.problems] == ["2", "4"]
+            assert f"no such role: system ({path}:1)" in str(error.value)
+            continue
+        made = prepare.prepare_run(str(run.path))
+        expected = (4, 2049, {}) if name == "ml" else (2, 2, {"bad row": 2})
+        assert (made["rows"], made["end_of_turn_id"], made["dropped"]) == expected
 
 
 def test_packing_can_be_left_out(tmp_path: Path) -> None:
