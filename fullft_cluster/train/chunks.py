@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
@@ -46,13 +47,18 @@ class Chunk(Frozen, frozen=True, array_like=True):
     """Those that cannot be used, too."""
 
 
-def rows_from(source: RowSource, place: Place, *, streaming: bool) -> Iterator[tuple[Place, RawRow]]:
-    """Yield the rows of a source behind a place, each with the place behind it. Raises UsageError."""
+def rows_from(
+    source: RowSource, files: Sequence[Path], place: Place, *, streaming: bool
+) -> Iterator[tuple[Place, RawRow]]:
+    """Yield the rows of a source, whose `files` are known, behind a place, each with the place behind it.
+
+    Raises UsageError.
+    """
     if source.kind == "hub":
         for number, row in enumerate(hub_rows(source, streaming=streaming, skip=place.row), start=place.row + 1):
             yield Place(0, number), row
         return
-    for number, path in list(enumerate(files_of(source)))[place.file :]:
+    for number, path in enumerate(files[place.file :], start=place.file):
         begin = place if number == place.file else Place(number)
         kind = kind_of(path, source.key)
         if kind == "jsonl":
@@ -107,7 +113,8 @@ class Chunks:
         begin = here = Place()
         samples: list[Sample] = []
         rows = characters = 0
-        for place, raw in rows_from(source, begin, streaming=self._data.streaming):
+        files = list_files(source)
+        for place, raw in rows_from(source, files, begin, streaming=self._data.streaming):
             row = parse(raw, reader)
             size = size_of(row) if isinstance(row, Sample) else 0
             if samples and (len(samples) == SHARD_ROWS or characters + size > SHARD_CHARACTERS):
@@ -136,10 +143,15 @@ class Chunks:
             raise UsageError([*self._bad, Problem("data", f"gave up after {MAX_PROBLEMS} bad rows")])
 
 
-def read_chunk(chunk: Chunk, source: RowSource, data: DataConfig, seed: int) -> list[Sample]:
+def list_files(source: RowSource) -> list[Path]:
+    """Return the files of a source; none where it is a data set on the hub. Raises UsageError where there are none."""
+    return [] if source.kind == "hub" else files_of(source)
+
+
+def read_chunk(chunk: Chunk, source: RowSource, files: Sequence[Path], data: DataConfig, seed: int) -> list[Sample]:
     """Return the samples of one chunk; `source` has the format that was found. Raises UsageError."""
     reader = Reader(source.format, source.fields, train_on_inputs=data.train_on_inputs)
-    rows = islice(rows_from(source, Place(*chunk.place), streaming=data.streaming), chunk.rows)
+    rows = islice(rows_from(source, files, Place(*chunk.place), streaming=data.streaming), chunk.rows)
     parsed = (parse(raw, reader) for _, raw in rows)
     return [row for row in parsed if isinstance(row, Sample) and is_seen(row, source, chunk.turn, seed)]
 
@@ -158,9 +170,7 @@ class Index(Frozen, frozen=True, kw_only=True):
 
 def sizes_of(sources: Sequence[RowSource]) -> tuple[tuple[int, ...], ...]:
     """Return the bytes of each source's files. Raises UsageError where there are none."""
-    return tuple(
-        () if source.kind == "hub" else tuple(path.stat().st_size for path in files_of(source)) for source in sources
-    )
+    return tuple(tuple(path.stat().st_size for path in list_files(source)) for source in sources)
 
 
 def decode_index(raw: bytes) -> Index:

@@ -18,7 +18,7 @@ import numpy as np
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem
 from fullft_cluster.row_sources import sources_of
-from fullft_cluster.train.chunks import Index, decode_index, read_chunk, sizes_of
+from fullft_cluster.train.chunks import Index, decode_index, list_files, read_chunk, sizes_of
 from fullft_cluster.train.data import INDEX, Batch, Blocks, Ints, Order, PreparedData
 from fullft_cluster.train.encoder import Encoder
 from fullft_cluster.train.exits import DataFault
@@ -99,6 +99,7 @@ class StreamedData(PreparedData):
             msgspec.structs.replace(source, format=form)
             for source, form in zip(found, self._index.formats, strict=True)
         ]
+        self._files = [list_files(source) for source in self._sources]
         self._firsts: list[int] = np.cumsum([0, *self._index.blocks]).tolist()
         self._encoder = Encoder(encoder_settings(config, load_tokenizer(config)))
         self._open: OrderedDict[int, Future[Blocks]] = OrderedDict()
@@ -150,7 +151,9 @@ class StreamedData(PreparedData):
     def _load(self, chunk: int) -> Blocks:
         """Read, tokenise and pack one chunk. Raises DataFault when it is not what the index says."""
         config, known = self._config, self._index.chunks[chunk]
-        samples = read_chunk(known, self._sources[known.source], config.data, config.train.seed)
+        samples = read_chunk(
+            known, self._sources[known.source], self._files[known.source], config.data, config.train.seed
+        )
         encoded = self._encoder.encode(samples)
         done = cut(encoded.documents, self.meta.seq_len, config.data.long_rows)
         train = done.documents.take(~encoded.held_out[done.row])
