@@ -27,6 +27,8 @@ from fullft_cluster.train.tokenizer import encoder_settings, load_tokenizer
 
 OPEN_CHUNKS = 8
 """Chunks whose blocks are mixed: some eight million tokens, 30 MB."""
+KEPT_CHUNKS = 3 * OPEN_CHUNKS
+"""In memory between two batches: those that are open, the next ones, and what a batch that lies across them needs."""
 
 
 class StreamOrder(Order):
@@ -130,6 +132,9 @@ class StreamedData(PreparedData):
                 self._chunk(int(chunk)).fill(made, row, int(block) - self._firsts[chunk])
         for chunk in self._order.next_chunks:
             self._prepare(int(chunk))
+        # Only now: a batch may be of more chunks than are kept, where sources are small.
+        while len(self._open) > KEPT_CHUNKS:
+            self._open.popitem(last=False)
         return made
 
     def _prepare(self, chunk: int) -> None:
@@ -138,8 +143,6 @@ class StreamedData(PreparedData):
             self._open.move_to_end(chunk)
             return
         self._open[chunk] = self._thread.submit(self._load, chunk)
-        while len(self._open) > 3 * OPEN_CHUNKS:
-            self._open.popitem(last=False)
 
     def _chunk(self, chunk: int) -> Blocks:
         future = self._open[chunk]

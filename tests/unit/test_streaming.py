@@ -24,7 +24,7 @@ from fullft_cluster.resources import share  # noqa: E402
 from fullft_cluster.rundir import RunDir  # noqa: E402
 from fullft_cluster.train import chunks, prepare  # noqa: E402
 from fullft_cluster.train.data import IGNORE, PackedData  # noqa: E402
-from fullft_cluster.train.streaming import OPEN_CHUNKS, StreamedData, StreamOrder  # noqa: E402
+from fullft_cluster.train.streaming import KEPT_CHUNKS, OPEN_CHUNKS, StreamedData, StreamOrder  # noqa: E402
 
 LINES = (share("configs") / "sample" / "train.jsonl").read_text().splitlines(keepends=True)
 STEPS: dict[str, Any] = {"global_batch_size": 4, "epochs": 2, "max_steps": None, "seed": 3}
@@ -135,6 +135,20 @@ def test_a_resume_opens_the_chunks_of_its_step(tmp_path: Path, monkeypatch: pyte
     data._thread.shutdown()
     ready = set(data._open)
     assert {int(chunk) for chunk in again._windows(0)[1]} <= ready
+
+
+def test_a_batch_may_be_of_more_chunks_than_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many small sources: each is a chunk of a block or two."""
+    monkeypatch.setattr(chunks, "SHARD_ROWS", 1)
+    (tmp_path / "all.jsonl").write_text("".join(LINES[:30]))
+    made, config = make(tmp_path, "run", train=str(tmp_path / "all.jsonl"), streaming=True)
+    data, order = open_stream(made, config)
+    everything = np.arange(len(data))
+    assert len(np.unique(order.chunk_of(everything))) > KEPT_CHUNKS
+    whole = data.batch(everything)
+    assert len(data._open) == KEPT_CHUNKS
+    for block in everything:
+        assert (data.batch(everything[block : block + 1]).input_ids[0] == whole.input_ids[block]).all()
 
 
 def test_rows_that_have_changed_are_found(tmp_path: Path) -> None:
