@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fullft_cluster.config import Config
 from fullft_cluster.config_load import Resolved, read_config
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.hardware import load_cluster
@@ -104,10 +105,15 @@ def _changed(run: RunDir, before: Plan, nodes: int, gpus_per_node: int) -> Resol
         kind = config.slurm.gpus_per_node.rpartition(":")[0]
         values["slurm.gpus_per_node"] = f"{kind}:{gpus_per_node}" if kind else str(gpus_per_node)
     origins = origins_in(run.config.read_text())
-    origins |= dict.fromkeys(values, "resume")
+    origins |= {key: "resume" for key, value in values.items() if _value(config, key) != value}
     cluster = load_cluster(config.cluster or "")
     resolved = Resolved(config, cluster, origins)
     return resolved.changed(**{key.replace(".", "__"): value for key, value in values.items()})
+
+
+def _value(config: Config, dotted: str) -> Any:
+    section, name = dotted.split(".")
+    return getattr(getattr(config, section), name)
 
 
 def origins_in(text: str) -> dict[str, str]:
