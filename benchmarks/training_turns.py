@@ -82,12 +82,16 @@ def free_port() -> int:
 
 
 def rank_environment(rank: int, ranks: int, port: int) -> dict[str, str]:
-    """Return the environment of a rank: what our node agent sets, and the same number of threads for all."""
+    """Return the environment of a rank: what our node agent sets, and the same number of threads for all.
+
+    LOCAL_SIZE is what DeepSpeed's launcher sets and torchrun does not; our worker sets it itself. It spares the others,
+    too, a `numactl` for every gradient.
+    """
     threads = str(max(1, len(os.sched_getaffinity(0)) // ranks))
     return {
         **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "PYTHONPATH": str(ROOT),
         "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", "LOCAL_SIZE": str(ranks),
         "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore",
     }  # fmt: skip
 

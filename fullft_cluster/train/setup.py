@@ -106,3 +106,6 @@ def set_environment(environment: MutableMapping[str, str], gpu: str) -> None:
     if gpu == CPU:
         environment["CUDA_VISIBLE_DEVICES"] = ""
         environment["DS_ACCELERATOR"] = "cpu"
+        # As DeepSpeed's launcher sets it. Without, ZeRO-3 starts a process, `numactl`, for every gradient that it
+        # reduces (accelerator/cpu_accelerator.py, `device_count`): a fifth of the step of a small model.
+        environment.setdefault("LOCAL_SIZE", environment.get("LOCAL_WORLD_SIZE", "1"))

@@ -19,7 +19,7 @@ from fullft_cluster.rundir import RunDir  # noqa: E402
 from fullft_cluster.train import exits  # noqa: E402
 from fullft_cluster.train.attention import attention_implementation  # noqa: E402
 from fullft_cluster.train.optimizer import warmup_steps  # noqa: E402
-from fullft_cluster.train.setup import Identity, read_job  # noqa: E402
+from fullft_cluster.train.setup import Identity, read_job, set_environment  # noqa: E402
 from fullft_cluster.train.weights import make_model  # noqa: E402
 
 
@@ -113,3 +113,15 @@ def test_a_damaged_config_is_told_with_its_line_beside_what_else_is_missing(tmp_
     assert said[0].startswith(f"{run.config}:3: ")
     assert "seqlen" in said[0]
     assert [Path(words.split(":")[0]).name for words in said[1:]] == ["plan.json", "deepspeed.json", "data.json"]
+
+
+def test_deepspeed_does_not_ask_for_numa_nodes_at_each_gradient() -> None:
+    found: dict[str, str] = {"LOCAL_WORLD_SIZE": "2"}
+    set_environment(found, "cpu")
+    assert (found["DS_ACCELERATOR"], found["LOCAL_SIZE"]) == ("cpu", "2")
+    given = {"LOCAL_WORLD_SIZE": "2", "LOCAL_SIZE": "4"}
+    set_environment(given, "cpu")
+    assert given["LOCAL_SIZE"] == "4"
+    on_gpu: dict[str, str] = {}
+    set_environment(on_gpu, "a100-80gb")
+    assert "LOCAL_SIZE" not in on_gpu
