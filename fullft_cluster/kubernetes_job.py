@@ -169,7 +169,8 @@ def kubernetes_notes(config: Config, cluster: Cluster, nodes: int) -> list[str]:
     paths |= {f"data.sources[{number}].path": source.path for number, source in enumerate(data.sources)}
     paths = {key: path for key, path in paths.items() if str(path).startswith("/")}  # others are on the hub
     paths["data.cache_dir"] = data.cache_dir
-    paths |= {key: getattr(config, key) for key in ("weights", "model") if str(getattr(config, key)).startswith("/")}
+    named = {key: getattr(config, key) for key in ("weights", "model", "tokenizer")}
+    paths |= {key: path for key, path in named.items() if str(path).startswith("/")}
     for key, path in paths.items():
         if path is not None and not PurePosixPath(path).is_relative_to(mount):
             notes.append(f"{key} {path} is not below {mount}, which is what the pods mount: the image has to have it")

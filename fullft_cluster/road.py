@@ -30,7 +30,7 @@ from fullft_cluster.quoting import check_text
 from fullft_cluster.render import Rendered, render
 from fullft_cluster.row_scan import RowScan, scan_data
 from fullft_cluster.run_choice import choose_run_dir, goes_on, same_config
-from fullft_cluster.weights import Weights, check_same_model, check_tokenizer, find_weights
+from fullft_cluster.weights import Weights, check_same_model, check_tokenizer, find_weights, read_template
 
 STAND_IN = "run"
 """The name of a run whose own is refused, so that all else that is wrong is found too."""
@@ -205,24 +205,36 @@ def _not_to_submit(config: Config) -> Iterator[Problem]:
 def _weights(
     planned: Planned, environ: Mapping[str, str], *, must_exist: bool
 ) -> tuple[Weights, list[str], list[Problem]]:
-    """Return where the weights are, what the user should know of them, and what is wrong with them."""
+    """Return where the weights are, what the user should know of them and their tokenizer, and what is wrong."""
+    config = planned.resolved.config
     notes: list[str] = []
     problems: list[Problem] = []
-    ref = planned.resolved.config.weights or planned.model.weights
+    ref = config.weights or planned.model.weights
+    weights = Weights(ref=str(ref), kind="hub")
+
+    def unseen(path: str | None, error: UsageError, *, on_hub: bool) -> None:
+        secret = on_hub and config.kubernetes.hf_token_secret
+        if config.backend == "kubernetes" and (secret or is_elsewhere(config, str(path))):
+            notes.extend(f"not seen from here, so the pods have to: {problem}" for problem in error.problems)
+        elif must_exist:
+            problems.extend(error.problems)
+        else:
+            notes.extend(f"a submit from here would be refused: {problem}" for problem in error.problems)
+
     try:
-        tokenizer = planned.resolved.config.tokenizer
-        notes += filter(None, [check_tokenizer(tokenizer, environ)])
-        weights = find_weights(ref, tokenizer or planned.model.tokenizer, environ, ask_hub=must_exist)
+        if template := config.data.chat_template:
+            read_template(template)
+    except UsageError as error:
+        unseen(template, error, on_hub=False)
+    try:
+        notes += filter(None, [check_tokenizer(config.tokenizer, environ)])
+    except UsageError as error:
+        unseen(config.tokenizer, error, on_hub=True)
+    try:
+        weights = find_weights(ref, config.tokenizer or planned.model.tokenizer, environ, ask_hub=must_exist)
         notes += [f"weights {weights.ref}: {weights.note}"] if weights.note else []
     except UsageError as error:
-        config = planned.resolved.config
-        weights = Weights(ref=str(ref), kind="hub")
-        if config.backend == "kubernetes" and (config.kubernetes.hf_token_secret or is_elsewhere(config, str(ref))):
-            notes += [f"not seen from here, so the pods have to: {problem}" for problem in error.problems]
-        elif must_exist:
-            problems += error.problems
-        else:
-            notes += [f"a submit from here would be refused: {problem}" for problem in error.problems]
+        unseen(ref, error, on_hub=True)
     try:
         check_same_model(weights, planned.model)
     except UsageError as error:

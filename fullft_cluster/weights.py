@@ -94,6 +94,16 @@ def check_tokenizer(ref: str | None, environ: Mapping[str, str]) -> str:
     return f"{absent}: the preparation downloads it, so its node needs internet"
 
 
+def read_template(path: str) -> str:
+    """Return the text of data.chat_template. Raises UsageError when it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        said = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        fix = "data.chat_template takes the path of a Jinja file."
+        raise UsageError(Problem(path, f"the chat template cannot be read ({said})", fix)) from None
+
+
 def check_same_model(weights: Weights, model: ModelSpec) -> None:
     """Raise UsageError with every difference when the weights at hand are of another shape than the model."""
     if weights.directory is None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from fullft_cluster.config import Config
 from fullft_cluster.errors import Problem, UsageError
 from fullft_cluster.model import ModelSpec, load_model
 from fullft_cluster.train.encoder import EncoderSettings
+from fullft_cluster.weights import read_template
 
 ROWS_MULTIPLE = 64
 
@@ -50,7 +50,7 @@ def load_tokenizer(config: Config) -> Any:
         what = f"its EOS token {tokenizer.eos_token_id} is outside the model's vocabulary of {vocabulary}"
         raise UsageError(Problem(source, what, "Use the tokenizer that belongs to the model."))
     if config.data.chat_template:
-        tokenizer.chat_template = _read_template(config.data.chat_template)
+        tokenizer.chat_template = read_template(config.data.chat_template)
     return tokenizer
 
 
@@ -67,16 +67,6 @@ def vocabulary_size(config: Config, tokenizer: Any) -> int:
     if tokens <= size or (config.tokenizer is None and tokenizer.vocab_size > size):
         return size
     return -(-tokens // ROWS_MULTIPLE) * ROWS_MULTIPLE
-
-
-def _read_template(path: str) -> str:
-    """Return a chat template's text. Raises UsageError when it cannot be read."""
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        said = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        fix = "data.chat_template takes the path of a Jinja file."
-        raise UsageError(Problem(path, f"the chat template cannot be read ({said})", fix)) from None
 
 
 def encoder_settings(config: Config, tokenizer: Any) -> EncoderSettings:

@@ -210,3 +210,29 @@ def test_a_tokenizer_is_found_from_every_node(data: Path, monkeypatch: pytest.Mo
     assert yaml.safe_load(ready.job.config_yaml)["tokenizer"] == f"{data.parent}/words"
     with pytest.raises(UsageError, match="tokenizer: 'wrds': no such directory"):
         job(data, model="tiny", tokenizer="wrds", real=True)
+
+
+def test_a_chat_template_that_is_not_there_is_told_before_anything_is_queued(data: Path) -> None:
+    template = data.parent / "chat.jinja"
+    wrong = rf"{template}: the chat template cannot be read \(No such file or directory\)"
+    with pytest.raises(UsageError, match=wrong):
+        job(data, model="tiny", data__chat_template=str(template), real=True)
+    ready = job(data, model="tiny", data__chat_template=str(template))
+    assert any("a submit from here would be refused" in note and "chat template" in note for note in ready.notes)
+    template.write_text("{{ messages }}")
+    assert job(data, model="tiny", data__chat_template=str(template), real=True).job.name
+
+
+def test_a_tokenizer_and_a_template_on_a_volume_that_is_not_mounted_here(data: Path) -> None:
+    """The pods find them; of what lies elsewhere it is said that the pods do not."""
+    paths = {"data.train": "/not-mounted/train.jsonl", "output.runs_dir": "/not-mounted"}
+    flags = {**paths, "tokenizer": "/not-mounted/words", "data.chat_template": "/not-mounted/chat.jinja"}
+    told = "\n".join(on_kubernetes(data, real=True, kubernetes__claim="runs", **flags).notes)
+    assert "not seen from here, so the pods have to: tokenizer: '/not-mounted/words'" in told
+    assert "not seen from here, so the pods have to: /not-mounted/chat.jinja" in told
+    assert "not below" not in told
+    words = data.parent / "words"
+    words.mkdir()
+    (words / "tokenizer.json").write_text("{}")
+    notes = on_kubernetes(data, kubernetes__claim="runs", **paths, tokenizer=str(words)).notes
+    assert any(note.startswith(f"tokenizer {words} is not below /not-mounted") for note in notes)
