@@ -20,6 +20,10 @@ ENGINES = {
     "steps-zero3-at-once": ("deepspeed", 3, 4), "steps-fsdp": ("fsdp", None, 1),
 }  # fmt: skip
 """(Engine, ZeRO stage, micro-batch)."""
+IN_BF16 = {
+    "steps-bf16-zero1": ("deepspeed", 1, 1), "steps-bf16-zero3": ("deepspeed", 3, 1),
+    "steps-bf16-fsdp": ("fsdp", None, 1),
+}  # fmt: skip
 POISONED = {
     "poison-zero1": ("deepspeed", 1, 2), "poison-zero2": ("deepspeed", 2, 2), "poison-zero3": ("deepspeed", 3, 2),
     "poison-fsdp": ("fsdp", None, 2),
@@ -56,19 +60,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> dict[str, Tra
     first = Training(root / "first", cache, Shape(max_steps=4, rows=40))
     first.prepare()
     made = {}
-    for name in (*ENGINES, *POISONED):
+    for name, (engine, stage, micro) in (ENGINES | IN_BF16 | POISONED).items():
         training = made[name] = first.copy(root / name)
-        engine, stage, micro = (ENGINES | POISONED)[name]
         training.config["resources"] |= {"engine": engine, "micro_batch_size": micro}
         if stage:
             training.config["resources"]["zero_stage"] = stage
-        if name in ENGINES:
+        if name not in ENGINES:
+            training.config["train"]["precision"] = "bf16"
+        if name not in POISONED:
             training.config |= {"model": model, "weights": model}
             training.config["train"] |= {
                 "weight_decay": DECAY, "max_grad_norm": CLIP, "learning_rate": RATE, "warmup_ratio": 0.25,
             }  # fmt: skip
         else:
-            training.config["train"]["precision"] = "bf16"
             training.config["output"]["save_steps"] = 1
         training.write_files()
         training.run.update_run(attempt=1)
@@ -167,6 +171,22 @@ def test_adamw_clipping_decay_and_schedule(runs: dict[str, Training], reference:
 def test_evaluation_by_any_batch_size(runs: dict[str, Training], reference: dict[str, Any], name: str) -> None:
     """Five rows on two ranks, by 1, 2 and 3 at a time; the training around it is not disturbed (the tests above)."""
     assert found(runs, name)["evaluations"] == pytest.approx([reference["evaluation"]] * 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", IN_BF16)
+def test_bf16_has_fp32_masters(runs: dict[str, Training], reference: dict[str, Any], name: str) -> None:
+    """The same is learnt but for rounding, and weights are updated in fp32: most of them are no numbers of bf16."""
+    import torch
+
+    got = found(runs, name)
+    assert got["losses"] == pytest.approx(reference["losses"], rel=1e-3)
+    assert got["norms"] == pytest.approx(reference["norms"], rel=5e-3)
+    assert got["evaluations"] == pytest.approx([reference["evaluation"]] * 3, rel=1e-3)
+    for parameter, weight in reference["weights"].items():
+        mine = got["weights"][parameter]
+        assert away(mine, weight) < 0.15, parameter
+        assert mine.dtype == torch.float32
+        assert (mine != mine.bfloat16().float()).float().mean() > 0.9, parameter
 
 
 @pytest.mark.parametrize("name", POISONED)
