@@ -156,6 +156,7 @@ class Trainer:
             with keep_beating(self._job, state.step, "export"):
                 keep_best(self._job, state)
             self._last_beat = 0.0
+            stop = not over and self._agree_on_stop()  # it takes minutes for a large model, and another step would too
         return state, stop
 
     def _evaluate(self, state: TrainerState, metrics: Metrics) -> tuple[TrainerState, bool]:

@@ -12,6 +12,8 @@ pytest.importorskip("torch")
 
 from loop_world import TOTAL_STEPS, World
 
+from fullft_cluster.train import loop
+from fullft_cluster.train.checkpointing import TrainerState
 from fullft_cluster.train.data import Order
 from fullft_cluster.train.exits import NotFiniteError
 
@@ -40,6 +42,20 @@ def test_a_warning_during_a_periodic_save_costs_no_further_step(world: World) ->
     assert ended(world) == (4, True)
     assert world.saved_steps == [2, 4], "nothing was left to save"
     assert world.progress.committed_step == world.progress.step == 4
+
+
+def test_a_warning_while_the_best_weights_are_written_costs_no_further_step(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their checkpoint is committed before."""
+    world.evaluate_every(3, [2.0, 1.0])
+
+    def keep_best(job: object, state: TrainerState) -> None:
+        world.stop.signalled = state.step == 3
+
+    monkeypatch.setattr(loop, "keep_best", keep_best)
+    state, stopped = world.train()
+    assert (state.step, stopped, world.saved_steps) == (3, True, [2, 3])
 
 
 def test_a_file_that_asks_for_a_stop_during_a_save_is_seen_as_well(world: World) -> None:
