@@ -1,4 +1,4 @@
-"""Our step beside the barest one: deepspeed.initialize, the same model and batches that lie in memory, nothing else.
+"""Our step beside the barest one: deepspeed.initialize, the same model, attention and loss, batches that lie in memory.
 
 Both live in one process and take turns step by step, because two processes differ by more than the overhead that is
 looked for. After each step of our worker (with all that it does: data, agreement, heartbeat, log, metrics) the bare
@@ -17,10 +17,13 @@ import torch.distributed as dist
 from benchmarks.training_blocks import our_blocks
 from benchmarks.training_case import Bench
 from benchmarks.training_turns import Turns
+from fullft_cluster.plan import Plan
 from fullft_cluster.rundir import RunDir
 from fullft_cluster.train import worker
 from fullft_cluster.train.attention import model_inputs
-from fullft_cluster.train.data import rank_share
+from fullft_cluster.train.data import IGNORE, rank_share
+from fullft_cluster.train.document_attention import use_document_attention
+from fullft_cluster.train.loss import loss_of
 from fullft_cluster.train.setup import Identity
 from fullft_cluster.train.stop import StopFlag
 
@@ -39,14 +42,16 @@ class BareLoop:
         dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
         # Sharded as it is loaded: our engine's HfDeepSpeedConfig is alive.
         model = AutoModelForCausalLM.from_pretrained(bench.model, dtype=dtype, attn_implementation="sdpa")
+        use_document_attention(model)
         model.train()
+        self._kind = Plan.from_json(bench.run.plan.read_bytes()).loss
         self._engine, *_ = deepspeed.initialize(
             model=model, model_parameters=model.parameters(), config=bench.deepspeed()
         )
         self._steps = [self._batches(bench, step, identity) for step in range(KEPT_STEPS)]
 
     @staticmethod
-    def _batches(bench: Bench, step: int, identity: Identity) -> list[dict[str, torch.Tensor]]:
+    def _batches(bench: Bench, step: int, identity: Identity) -> list[tuple[dict[str, Any], torch.Tensor, int]]:
         data, order = our_blocks(bench)
         share = rank_share(
             order.step(step), rank=identity.rank, world_size=identity.world_size,
@@ -55,14 +60,14 @@ class BareLoop:
         made = []
         for blocks in share:
             inputs, labels = model_inputs(data.batch(blocks), torch.device("cpu"), flatten=False)
-            made.append({**inputs, "labels": labels})
+            made.append((inputs, labels, int((labels != IGNORE).sum())))
         return made
 
     def step(self, number: int) -> None:
         """Do one optimizer step."""
-        for batch in self._steps[number % KEPT_STEPS]:
-            loss = self._engine(**batch).loss
-            self._engine.backward(loss)
+        for inputs, labels, count in self._steps[number % KEPT_STEPS]:
+            loss = loss_of(self._engine, inputs, labels, self._kind)
+            self._engine.backward(loss / count)
             self._engine.step()
 
 
