@@ -36,9 +36,9 @@ RUN --mount=type=bind,source=constraints.txt,target=/build/constraints.txt \
     python3 -c 'import torch; print(f"torch=={torch.__version__}")' > /tmp/torch.txt \
     && grep --invert-match '^torch==' /build/constraints.txt > /tmp/others.txt \
     && python3 -m pip install --no-cache-dir -c /tmp/torch.txt -c /tmp/others.txt \
-        "$(echo /build/wheels/*.whl)[train,kubernetes]" \
+        "$(echo /build/wheels/*.whl)[train,kubernetes,tracking]" \
     && rm /tmp/torch.txt /tmp/others.txt \
-    && python3 -c 'import accelerate, datasets, deepspeed, kubernetes, transformers, fullft_cluster.train.worker' \
+    && python3 -c 'import accelerate, datasets, deepspeed, kubernetes, tensorboard, transformers, wandb, fullft_cluster.train.worker' \
     && fullft-cluster plan --model 7b --json > /dev/null
 
 # After what is slow to build: they change with each build.

@@ -109,15 +109,15 @@ def test_it_says_what_it_is() -> None:
 def test_it_has_the_extras_that_pods_need_and_keeps_the_torch_of_its_base() -> None:
     install = next(rest for rest in of("RUN") if "pip install" in rest)
     extras = re.search(r"\[([a-z,]+)\]\"", install)
-    assert extras is not None and set(extras[1].split(",")) == {"train", "kubernetes"}
+    assert extras is not None and set(extras[1].split(",")) == {"train", "kubernetes", "tracking"}
     assert set(extras[1].split(",")) <= set(PROJECT["project"]["optional-dependencies"])
     assert "-c /tmp/torch.txt" in install and "--invert-match '^torch=='" in install
-    imported = re.search(r"import ([a-z_., ]+)'", install[install.index("fullft_cluster.train") - 120 :])
+    imported = re.search(r"import ([a-z_., ]+)'", install[install.index("fullft_cluster.train") - 140 :])
     assert imported is not None
     for name in imported[1].replace("fullft_cluster.train.worker", "fullft_cluster").split(", "):
         assert name == "fullft_cluster" or any(
             requirement.startswith(name)
-            for extra in ("train", "kubernetes")
+            for extra in ("train", "kubernetes", "tracking")
             for requirement in PROJECT["project"]["optional-dependencies"][extra]
         ), name
 
