@@ -184,6 +184,7 @@ def test_partial_of_the_current_attempt_is_left_alone(tmp_path: Path) -> None:
     write_shards(tmp_path, 12, attempt=2)
     write_shards(tmp_path, 16, attempt=3)
     save(tmp_path, 8, attempt=3)
+    (tmp_path / f"{ck.UNIVERSAL}step-4-abc").mkdir()  # a kill in the middle of a resume at another number of processes
     ck.retain(tmp_path, 2, attempt=3)
     assert [path.name for path in tmp_path.glob(".*")] == [".partial-step-16-attempt-3"]
 
