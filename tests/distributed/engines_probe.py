@@ -18,6 +18,7 @@ import torch
 
 from fullft_cluster import checkpoints
 from fullft_cluster.rundir import RunDir, write_json
+from fullft_cluster.train import fsdp_engine
 from fullft_cluster.train.exits import CheckpointFault, Progress
 from fullft_cluster.train.setup import Identity, read_job, set_environment
 from fullft_cluster.train.stop import StopFlag
@@ -70,6 +71,8 @@ def main() -> None:
         set_environment(os.environ, "cpu")
         for run in runs:
             kind = run.name.split("-")[1]
+            # Both ways to sum gradients over ranks: once a step, as the plan allows here, and at each micro-step.
+            fsdp_engine.keeps_whole_gradients = lambda plan, kind=kind: kind != "switched"
             if kind == "stopped" or (kind == "switched" and identity.world_size == 2):
                 go(run, 1, identity, stops=True)
                 # Before the export: transformers' saving looks whether a model is one of DeepSpeed's.
