@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from fullft_cluster.rundir import RunDir
-from fullft_cluster.train import worker
+from fullft_cluster.train import comm, worker
+from fullft_cluster.train import weights as weights_module
 from fullft_cluster.train.data import IGNORE, Batch, rank_share
 from fullft_cluster.train.engine import Engine, make_engine
 from fullft_cluster.train.evaluation import Evaluator
@@ -124,9 +125,26 @@ def evaluations(job: Job, engine: Engine) -> list[float]:
     return losses
 
 
+def watched_engine(job: Job) -> tuple[Engine, list[int]]:
+    """Return the engine, and how many numbers of the model each rank had in memory once it had loaded the weights."""
+    right, seen = weights_module.make_model, []
+
+    def make_model(*args: Any) -> Any:
+        model = right(*args)
+        seen.append(sum(parameter.numel() for parameter in model.parameters()))  # 0 of what zero.Init has dealt out
+        return model
+
+    weights_module.make_model = make_model
+    try:
+        engine = make_engine(job, torch.device("cpu"), STEPS)
+    finally:
+        weights_module.make_model = right
+    return engine, [sum(of_rank) for of_rank in comm.on_every_rank(lambda: seen)]
+
+
 def learn(job: Job) -> None:
     """Learn `STEPS` batches and write what happened."""
-    engine = make_engine(job, torch.device("cpu"), STEPS)
+    engine, loaded = watched_engine(job)
     noted = keep_gradients(engine)
     found: dict[str, Any] = {"norms": [], "rates": [], "losses": []}
     for step in range(STEPS):
@@ -142,6 +160,7 @@ def learn(job: Job) -> None:
         torch.distributed.all_reduce(loss)
         found["norms"].append(engine.step())
         found["losses"].append(float(loss) / labels)
+    found["loaded"] = loaded
     found["gradients"], found["weights"] = noted, weights(engine.model())
     if job.identity.rank == 0:
         torch.save(found, job.run.path / "found.pt")

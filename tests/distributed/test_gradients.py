@@ -189,6 +189,14 @@ def test_bf16_has_fp32_masters(runs: dict[str, Training], reference: dict[str, A
         assert (mine != mine.bfloat16().float()).float().mean() > 0.9, parameter
 
 
+@pytest.mark.parametrize("name", ENGINES)
+def test_who_loads_the_whole_model(runs: dict[str, Training], reference: dict[str, Any], name: str) -> None:
+    """No rank under ZeRO-3, unless transformers does not know of it while it loads; under FSDP rank 0 alone."""
+    size = sum(weight.numel() for weight in reference["weights"].values())
+    expected = {"zero1": [size, size], "zero2": [size, size], "zero3": [0, 0], "fsdp": [size, 0]}
+    assert found(runs, name)["loaded"] == expected[name.split("-")[1]]
+
+
 @pytest.mark.parametrize("name", POISONED)
 def test_no_checkpoint_of_a_step_that_is_not_finite(runs: dict[str, Training], name: str) -> None:
     """In bf16: the loss is finite, but not the gradient of one micro-batch on one rank."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from training_run import TOKENIZER, Training
+from training_run import SHAPE, TOKENIZER, Training
 
 from fullft_cluster.train.export import export_checkpoint
 
@@ -59,3 +59,23 @@ def test_tied_embeddings_grow_under_zero3(new_training: Callable[..., Training],
     assert not trained.get_input_embeddings().weight[2048].equal(rows_now[2048]), "the new token was learnt"
     again = AutoTokenizer.from_pretrained(training.run.export)
     assert again(f"Report{NEW}")["input_ids"][-1] == 2048
+
+
+def test_the_output_layer_of_untied_embeddings_grows_too() -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from fullft_cluster.train.weights import grow_vocabulary
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**{**SHAPE, "tie_word_embeddings": False}))
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    before = [layer.weight.detach().clone() for layer in layers]
+    rows = SHAPE["vocab_size"]
+    grow_vocabulary(model, rows, rows + 64)
+    assert model.config.vocab_size == rows + 64
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    assert layers[0].weight is not layers[1].weight
+    for layer, old in zip(layers, before, strict=True):
+        assert layer.weight.shape == (rows + 64, SHAPE["hidden_size"])
+        assert layer.weight[:rows].equal(old)
+        assert torch.allclose(layer.weight[rows:], old.mean(0), atol=1e-7)
