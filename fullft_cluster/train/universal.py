@@ -64,6 +64,8 @@ def convert(checkpoint: Path, shards: str, workers: int) -> Path:
 def main() -> None:
     """Convert, in a process of its own: it starts others by fork, which one with threads and a GPU must not."""
     die_with_parent()
+    # The processes of DeepSpeed's pool would wait for work for ever, each with a shard in memory.
+    os.register_at_fork(after_in_child=die_with_parent)
     for number in SIGNALS:  # a scheduler may warn every process of the job; the worker answers
         signal.signal(number, signal.SIG_IGN)
     parser = argparse.ArgumentParser(description="Convert ZeRO's shards to a universal checkpoint.")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -56,6 +59,50 @@ def test_a_conversion_needs_room_and_clears_what_was_left(tmp_path: Path, monkey
     with pytest.raises(RunFailedError, match=r"takes 0\.0 GB beside it"):
         universal.convert(checkpoint, "zero3", workers=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-3"]
+
+
+CONVERSION = """
+import os, sys, time, types
+from concurrent.futures import ProcessPoolExecutor
+
+def slow(_):
+    time.sleep(0.5)
+    return os.getpid()
+
+def convert(_):
+    with ProcessPoolExecutor(2) as pool:
+        print(*{*pool.map(slow, range(2)), os.getpid()}, flush=True)
+        list(pool.map(slow, range(1000)))
+
+converter = types.SimpleNamespace(main=convert)
+sys.modules["deepspeed"] = types.ModuleType("deepspeed")
+sys.modules["deepspeed.checkpoint"] = types.SimpleNamespace(ds_to_universal=converter)
+from fullft_cluster.train.universal import main
+sys.argv[1:] = ["shards", "output", "2"]
+main()
+"""
+
+
+def test_a_kill_ends_the_processes_of_a_conversion(tmp_path: Path) -> None:
+    """They hold shards in memory, and nobody would ever tell them to end."""
+    worker = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {CONVERSION!r}])"
+    with subprocess.Popen([sys.executable, "-c", worker], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        numbers = process.stdout.readline().split()
+        assert len(numbers) >= 2 and all(alive(number) for number in numbers)
+        process.kill()
+    deadline = time.monotonic() + 60
+    while any(alive(number) for number in numbers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(alive(number) for number in numbers)
+
+
+def alive(number: str) -> bool:
+    """Return whether a process runs: not one that has ended and is waited for by nobody."""
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_the_state_of_all_ranks_holds_no_shard(tmp_path: Path) -> None:
