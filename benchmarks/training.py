@@ -64,7 +64,7 @@ class Effort:
 FULL = Effort(
     case=Case(),
     overhead=(
-        (Case(seq_len=1024), 80),
+        (Case(seq_len=1024), 100),
         (Case(layers=2, hidden=64, intermediate=128, seq_len=256), 200),
     ),
     resume=Case(

@@ -1,4 +1,4 @@
-"""Our step beside the barest one: deepspeed.initialize, the same model, attention and loss, batches that lie in memory.
+"""Our step beside the barest one: deepspeed.initialize, same model, attention, loss and optimizer, ready batches.
 
 Both live in one process and take turns step by step, because two processes differ by more than the overhead that is
 looked for. After each step of our worker (with all that it does: data, agreement, heartbeat, log, metrics) the bare
@@ -24,6 +24,7 @@ from fullft_cluster.train.attention import model_inputs
 from fullft_cluster.train.data import IGNORE, rank_share
 from fullft_cluster.train.document_attention import use_document_attention
 from fullft_cluster.train.loss import loss_of
+from fullft_cluster.train.optimizer import parameter_groups
 from fullft_cluster.train.setup import Identity
 from fullft_cluster.train.stop import StopFlag
 
@@ -44,9 +45,10 @@ class BareLoop:
         model = AutoModelForCausalLM.from_pretrained(bench.model, dtype=dtype, attn_implementation="sdpa")
         use_document_attention(model)
         model.train()
-        self._kind = Plan.from_json(bench.run.plan.read_bytes()).loss
+        plan = Plan.from_json(bench.run.plan.read_bytes())
+        self._kind = plan.loss
         self._engine, *_ = deepspeed.initialize(
-            model=model, model_parameters=model.parameters(), config=bench.deepspeed()
+            model=model, model_parameters=parameter_groups(model, plan.weight_decay), config=bench.deepspeed()
         )
         self._steps = [self._batches(bench, step, identity) for step in range(KEPT_STEPS)]
 

@@ -86,7 +86,7 @@ def overhead_lines(raw: Raw) -> list[str]:
         ))  # fmt: skip
     return [
         "### Overhead of a step", "",
-        "`deepspeed.initialize`, the same model, attention and loss, batches that lie in memory, and no more, in our",
+        "`deepspeed.initialize`, the same model, attention, loss and optimizer, batches in memory, and no more, in our",
         "worker's own process: after each of our steps the bare loop does the step with the same tokens, and each of",
         "ours is held against the mean of the bare ones before and after it. The interval is the median's, 95 %.", "",
         *table(("", "bare ms", "ours more, ms", "overhead", "interval", "steps"), rows),
