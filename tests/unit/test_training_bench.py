@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import marked_page, training_gpu, training_page, training_stats  # noqa: E402
+from benchmarks import marked_page, training, training_gpu, training_page, training_stats  # noqa: E402
 from benchmarks.gpu_memory import planned_gib  # noqa: E402
 from benchmarks.training_case import find_text, texts  # noqa: E402
 
@@ -133,3 +133,10 @@ def test_cases_for_a_gpu_fit_one_of_80_gib():
     assert len({case.to_json() for case in cases}) == len(cases)
     assert all(20 < planned_gib(case.memory) < 74 for case in cases)
     assert training_gpu.GpuCase.from_json(cases[0].to_json()) == cases[0]
+
+
+def test_the_page_is_what_the_samples_say():
+    assert training.is_current(), "run `python -m benchmarks.training --page`"
+    figure = (training.DOCS / training.FIGURE).read_text(encoding="utf-8")
+    assert "<dc:date>" not in figure
+    assert f"]({training.FIGURE})" in training.PAGE.read_text(encoding="utf-8")
