@@ -21,6 +21,7 @@ from benchmarks.training_turns import Turns
 
 KEPT_BLOCKS = 64
 """Blocks that the Trainer on our data holds in memory; it goes through them again and again."""
+INPUTS = ("input_ids", "labels", "position_ids")
 
 
 class Counted:
@@ -33,8 +34,10 @@ class Counted:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Make a batch."""
         batch: dict[str, Any] = self._collate(examples)
-        mask = batch.get("attention_mask")
-        self._tokens.append(int(mask.sum()) if mask is not None else batch["input_ids"].numel())
+        mask, real = batch.get("attention_mask"), batch.pop("real_tokens", None)
+        if real is None:  # without a mask nothing is padded
+            real = batch["input_ids"].numel() if mask is None else mask.sum()
+        self._tokens.append(int(real))
         return batch
 
     def tokens(self, first: int, last: int) -> int:
@@ -124,19 +127,25 @@ def trainer_on_our_blocks(bench: Bench, case: Case, *, sharded: bool) -> HfTrain
     """Transformers' Trainer and nothing of ours but the packed blocks, which lie in memory."""
     settings = TrainingArguments(**arguments(bench, case, sharded=sharded))
     data, order = our_blocks(bench)
-    blocks = [block for step in range(KEPT_BLOCKS) for block in order.step(step)][:KEPT_BLOCKS]
-    batches = [data.batch(order.step(0)[:1] * 0 + block) for block in blocks]
+    blocks = [order.step(step)[:1] for step in range(KEPT_BLOCKS)]
     rows = [
-        {name: torch.from_numpy(getattr(batch, name)[0]) for name in ("input_ids", "labels", "position_ids")}
-        for batch in batches
+        {
+            **{name: torch.from_numpy(getattr(data.batch(block), name)[0]) for name in INPUTS},
+            "real_tokens": data.tokens_in(block),
+        }
+        for block in blocks
     ]
+
+    def collate(examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch: dict[str, Any] = {name: torch.stack([example[name] for example in examples]) for name in INPUTS}
+        return {**batch, "real_tokens": sum(example["real_tokens"] for example in examples)}
+
     model = load(bench, case)
     # With a cache, or a mask of ones, attention would cross documents.
     model.config.use_cache = False
-    return HfTrainer(
-        model=model, args=settings, train_dataset=rows,
-        data_collator=lambda examples: {name: torch.stack([e[name] for e in examples]) for name in examples[0]},
-    )  # fmt: skip
+    # Else the Trainer takes away what no model's forward names.
+    settings.remove_unused_columns = False
+    return HfTrainer(model=model, args=settings, train_dataset=rows, data_collator=collate)
 
 
 WAYS = {"padded": padded, "sft": sft, "trainer": trainer_on_our_blocks}
