@@ -1,14 +1,10 @@
-"""One way of preparing data, in a process of its own: what `benchmarks.prepare_throughput` starts.
-
-python -m benchmarks.prepare_case NAME DIRECTORY       prints what it took, as JSON
-"""
+"""One way of preparing data, in a process of its own: what `benchmarks.prepare_throughput` starts."""
 
 from __future__ import annotations
 
 import json
 import os
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -69,15 +65,11 @@ def cpu_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def main(name: str, directory: Path) -> None:
+def main(name: str, directory: str) -> None:
     """Run one case and print what it took."""
     disable_progress_bar()
     with tempfile.TemporaryDirectory(dir=directory) as out:
         cpu, began = cpu_seconds(), time.perf_counter()
-        count = CASES[name](directory, Path(out) / "cache")
+        count = CASES[name](Path(directory), Path(out) / "cache")
         seconds, cpu = time.perf_counter() - began, cpu_seconds() - cpu
         print(json.dumps({"tokens": count(), "seconds": seconds, "cpu_seconds": cpu}))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
