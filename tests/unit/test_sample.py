@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fullft_cluster.resources import share
 from fullft_cluster.config import DataConfig
+from fullft_cluster.resources import share
 from fullft_cluster.row_scan import scan_data
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
