@@ -28,7 +28,8 @@ def judge(state: TrainerState, evaluation: Evaluation, *, patience: int | None, 
     if evaluation.loss < best:
         after = msgspec.structs.replace(after, best_loss=evaluation.loss, best_step=state.step)
     if patience is not None and waited >= patience:
-        found = f"{waited} evaluation{'s' if waited > 1 else ''} without a better loss"
+        better = f"loss that is lower by more than {threshold:g}" if threshold else "better loss"
+        found = f"{waited} evaluation{'s' if waited > 1 else ''} without a {better}"
         words = f"early stopping: {found}; the best is {after.best_loss:.4f} of step {after.best_step}"
         after = msgspec.structs.replace(after, finished=words)
     return after

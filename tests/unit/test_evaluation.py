@@ -205,7 +205,7 @@ def test_early_stopping_ends_the_run_as_finished_and_a_resume_knows(world: World
     world.evaluate_every(1, [3.0, 2.0, 2.5, 1.95], early_stopping_patience=2, early_stopping_threshold=0.1)
     state, stopped = world.train()
     assert (state.step, stopped) == (4, False)
-    said = "early stopping: 2 evaluations without a better loss; the best is 1.9500 of step 4"
+    said = "early stopping: 2 evaluations without a loss that is lower by more than 0.1; the best is 1.9500 of step 4"
     assert state.finished == said, "it was lower, but not by the threshold"
     assert world.saved[-1] == state
     read = len(world.data.read)
