@@ -16,7 +16,7 @@ import zipfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,9 @@ def _begin(settings: ShardSettings) -> None:
     """Set up a process that makes shards. It ends with the one that started it, however that ends."""
     global _maker  # noqa: PLW0603 - the one state of such a process, set once
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    starter = parent_process()
+    if starter is None or os.getppid() != starter.pid:  # it had ended before it was asked to tell of its end
+        os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the group; the one that started it decides
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     _maker = ShardMaker(settings)

@@ -76,6 +76,36 @@ if __name__ == "__main__":
         assert (Path(again["cache"]) / name).read_bytes() == (Path(made["cache"]) / name).read_bytes()
 
 
+def test_one_that_starts_after_its_starter_has_ended_ends_too(tmp_path: Path) -> None:
+    """It is slow to start: nobody would ever give it work, or tell it to end."""
+    script = """
+import multiprocessing, os, signal, time
+from fullft_cluster.train import shards
+
+def late():
+    print(os.getpid(), flush=True)
+    while os.getppid() == multiprocessing.parent_process().pid:
+        time.sleep(0.01)
+    shards._begin(None)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    multiprocessing.get_context("spawn").Process(target=late).start()
+    time.sleep(600)
+"""
+    (tmp_path / "late.py").write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, tmp_path / "late.py"], env=environment, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        process.kill()
+        assert process.stdout.read() == b"", "the child has closed it"
+    deadline = time.monotonic() + 30
+    while Path(f"/proc/{child}/status").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{child}/status").exists()
+
+
 def test_a_damaged_shard_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = make_run(tmp_path, sample_text(5))
     publish = cache_writer.publish
